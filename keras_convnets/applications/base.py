@@ -1,0 +1,348 @@
+"""From a family's tables to a Keras model: the public callables, heads, taps and their checks."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import keras
+from keras.src.backend.common import global_state
+
+from keras_convnets.graph.count import count
+from keras_convnets.registry import Checkpoint, Family, find_family
+
+MIN_SIZE = 32
+DEFAULT_SIZE = 224
+DEFAULT_CLASSES = 1000
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
+class ConvNet(keras.Model):
+    """A Functional model that remembers which variant it is and which checkpoint filled it.
+
+    `model.variant` is the registry id, `model.checkpoint` the `"variant.tag"` of its weights or
+    `None`; both survive saving.
+    """
+
+    def __init__(self, inputs, outputs, name=None, **kwargs):
+        super().__init__(inputs=inputs, outputs=outputs, name=name, **kwargs)
+        self.variant = None
+        self.checkpoint = None
+
+    def get_config(self):
+        return {**super().get_config(), "variant": self.variant, "checkpoint": self.checkpoint}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        variant, checkpoint = config.pop("variant"), config.pop("checkpoint")
+        model = super().from_config(config, custom_objects)
+        model.variant, model.checkpoint = variant, checkpoint
+        return model
+
+
+class Application:
+    """The public callable of one variant, with the signature of `keras.applications`."""
+
+    def __init__(self, variant: str):
+        self.variant = variant
+        row = find_family(variant)
+        parameters = [
+            parameter.replace(default="imagenet" if row.rows(variant) else None)
+            if parameter.name == "weights"
+            else parameter
+            for parameter in inspect.signature(_build).parameters.values()
+            if parameter.name not in ("row", "variant")
+            and (parameter.name != "drop_path_rate" or row.takes_drop_path)
+        ]
+        self.__signature__ = inspect.Signature(parameters)
+        self.__name__ = variant
+
+    def __call__(self, *args, **kwargs) -> ConvNet:
+        try:
+            bound = self.__signature__.bind(*args, **kwargs)
+        except TypeError as error:
+            allowed = ", ".join(self.__signature__.parameters)
+            raise ValueError(f"{self.variant}: {error}; its arguments are {allowed}.") from None
+        bound.apply_defaults()
+        return _build(find_family(self.variant), self.variant, **bound.arguments)
+
+    def __repr__(self):
+        return f"<keras_convnets application {self.variant}>"
+
+
+def application(variant: str) -> Application:
+    """The public callable of a variant, for a family file: `ResNet18 = application("resnet18")`."""
+    return Application(variant)
+
+
+def create_model(name: str, **arguments) -> ConvNet:
+    """Builds a model by its registry name.
+
+    Args:
+        name: `"convnext_tiny"`, or with a checkpoint's tag `"convnext_tiny.fb_in1k"`.
+        **arguments: those of the variant's callable in `keras_convnets.applications`.
+
+    Raises:
+        ValueError: for an unknown name, checkpoint or argument; the message says what is allowed.
+    """
+    variant, _, tag = name.partition(".")
+    if tag:
+        if "weights" in arguments:
+            raise ValueError(f"weights={arguments['weights']!r} contradicts the tag in {name!r}.")
+        arguments["weights"] = tag
+    return Application(variant)(**arguments)
+
+
+def _build(
+    row: Family,
+    variant: str,
+    include_top: bool = True,
+    weights: str | os.PathLike | Mapping | None = None,
+    input_tensor=None,
+    input_shape: tuple[int | None, ...] | None = None,
+    pooling: str | None = None,
+    classes: int | None = None,
+    classifier_activation: str | None = "softmax",
+    name: str | None = None,
+    features: bool = False,
+    out_indices: tuple[int, ...] | None = None,
+    drop_path_rate: float = 0.0,
+) -> ConvNet:
+    features = features or out_indices is not None
+    include_top = include_top and not features
+    _check_arguments(include_top, features, pooling, classes, classifier_activation)
+    tag, checkpoint = find_checkpoint(row, variant, weights)
+    state = _open_weights(variant, tag, checkpoint, weights)
+    if include_top and classes is None:
+        classes = _published_classes(row, variant, checkpoint, state)
+    image = _image(input_tensor, input_shape, include_top, checkpoint)
+
+    arguments = {"drop_path_rate": drop_path_rate} if row.takes_drop_path else {}
+    taps, final = _levels(row.build(image, **row.variants[variant], **arguments))
+    if features:
+        outputs = _select(taps, out_indices)
+    else:
+        outputs = _head(row, final, include_top, pooling, classes, classifier_activation)
+
+    model = ConvNet(image, outputs, name=name or variant)
+    model.variant = variant
+    if state is not None:
+        from keras_convnets.weights import fill
+
+        fill(model, state)
+    if input_tensor is not None:
+        model = ConvNet(keras.utils.get_source_inputs(input_tensor), outputs, name=model.name)
+        model.variant = variant
+    model.checkpoint = tag and f"{variant}.{tag}"
+    return model
+
+
+def _check_arguments(include_top, features, pooling, classes, classifier_activation):
+    if keras.config.image_data_format() != "channels_last":
+        raise ValueError(
+            "image_data_format='channels_first' is not supported: the models are channels-last; "
+            "call keras.config.set_image_data_format('channels_last') first."
+        )
+    if pooling not in (None, "avg", "max"):
+        raise ValueError(f"pooling={pooling!r} must be None, 'avg' or 'max'.")
+    if pooling == "max" and include_top:
+        raise ValueError(
+            "pooling='max' contradicts include_top=True, whose classifier stands on the average; "
+            "use include_top=False."
+        )
+    if features and pooling:
+        raise ValueError(
+            f"pooling={pooling!r} contradicts features=True, which gives the unpooled maps."
+        )
+    if classes is not None and not include_top:
+        raise ValueError(
+            f"classes={classes!r} contradicts include_top=False or features=True: there is no "
+            "classifier; leave classes out."
+        )
+    if classes is not None and (not isinstance(classes, int) or classes < 1):
+        raise ValueError(f"classes={classes!r} must be a positive integer.")
+    try:
+        keras.activations.get(classifier_activation)
+    except ValueError:
+        raise ValueError(
+            f"classifier_activation={classifier_activation!r} is not a Keras activation; use "
+            "'softmax', 'sigmoid', None for logits, or a function."
+        ) from None
+
+
+def find_checkpoint(
+    row: Family, variant: str, weights: str | os.PathLike | Mapping | None
+) -> tuple[str | None, Checkpoint | None]:
+    """The published row that `weights=` names, as `(tag, Checkpoint)`; `(None, None)` for `None`,
+    a state dict, a path or a URL.
+
+    Raises:
+        ValueError: for a word that is neither a tag of the variant nor a file; lists the tags.
+    """
+    if not isinstance(weights, str):
+        return None, None
+    rows = row.rows(variant)
+    if weights == "imagenet" and rows:
+        return next(iter(rows.items()))
+    tag = weights.removeprefix(f"{variant}.")
+    if tag in rows:
+        return tag, rows[tag]
+    if "://" in weights or os.path.exists(weights):
+        return None, None
+    known = ", ".join(map(repr, ["imagenet", *rows])) if rows else "none is published"
+    raise ValueError(
+        f"weights={weights!r} is no checkpoint of {variant!r} and no file: allowed are None, a "
+        f"published tag ({known}), an hf:// or https:// address, or the path of a file."
+    )
+
+
+def _open_weights(variant, tag, checkpoint, weights):
+    if weights is None or isinstance(weights, Mapping):
+        return weights
+    from keras_convnets.weights import open_checkpoint, open_source
+
+    if checkpoint is not None:
+        return open_checkpoint(f"{variant}.{tag}", checkpoint)
+    return open_source(weights)
+
+
+def _published_classes(row, variant, checkpoint, state):
+    if not isinstance(state, Mapping):
+        return DEFAULT_CLASSES
+    from keras_convnets.weights import count_classes
+
+    classes = count_classes(row, state)
+    if classes is None or (checkpoint is not None and checkpoint.labels is None):
+        raise ValueError(
+            f"These weights of {variant!r} have no classifier, which contradicts include_top=True: "
+            "pass classes=... for a new one, or include_top=False."
+        )
+    return classes
+
+
+def _image(input_tensor, input_shape, include_top, checkpoint):
+    if input_tensor is None:
+        size = (checkpoint.input_size if checkpoint else DEFAULT_SIZE) if include_top else None
+        shape = (size, size, 3) if input_shape is None else input_shape
+        return keras.Input(_checked(shape, "input_shape"))
+    if not isinstance(input_tensor, keras.KerasTensor):
+        raise ValueError(
+            f"input_tensor is a {type(input_tensor).__name__}; it must be a symbolic KerasTensor, "
+            "such as keras.Input(shape) or a layer's output."
+        )
+    shape = _checked(input_tensor.shape[1:], "input_tensor's shape")
+    if input_shape is not None and tuple(input_shape) != shape:
+        raise ValueError(f"input_shape={input_shape} contradicts input_tensor's shape {shape}.")
+    return input_tensor
+
+
+def _checked(shape, argument):
+    try:
+        height, width, channels = shape
+        sizes_ok = all(s is None or (s == int(s) and s >= MIN_SIZE) for s in (height, width))
+        channels_ok = channels == int(channels) and channels >= 1
+    except (TypeError, ValueError):
+        sizes_ok = channels_ok = False
+    if not (sizes_ok and channels_ok):
+        raise ValueError(
+            f"{argument}={shape} must be (height, width, channels), channels last: sizes of at "
+            f"least {MIN_SIZE} pixels or None, and a known number of channels."
+        )
+    return tuple(shape)
+
+
+def _levels(levels):
+    """Runs a family's generator: its taps, and its return value or the last tap."""
+    taps = []
+    while True:
+        try:
+            taps.append(next(levels))
+        except StopIteration as stop:
+            return taps, taps[-1] if stop.value is None else stop.value
+
+
+def _select(taps, out_indices):
+    if out_indices is None:
+        return taps
+    try:
+        return [taps[index] for index in out_indices]
+    except (IndexError, TypeError):
+        raise ValueError(
+            f"out_indices={out_indices!r} must be a sequence of integers from {-len(taps)} to "
+            f"{len(taps) - 1}."
+        ) from None
+
+
+def _head(row, x, include_top, pooling, classes, classifier_activation):
+    if not include_top and pooling is None:
+        return x
+    pool = (
+        keras.layers.GlobalMaxPooling2D if pooling == "max" else keras.layers.GlobalAveragePooling2D
+    )
+    x = pool(name="pool")(x)
+    if row.pre_logits is not None:
+        x = row.pre_logits(x)
+    if not include_top:
+        return x
+    x = keras.layers.Dense(classes, kernel_initializer=row.head_initializer, name="head")(x)
+    # In float32 also under mixed precision: a float16 softmax loses the small probabilities.
+    return keras.layers.Activation(
+        classifier_activation or "linear", dtype="float32", name="predictions"
+    )(x)
+
+
+@contextlib.contextmanager
+def without_allocation() -> Iterator[None]:
+    """Models built inside have shapes and names but no memory: for counting and listing keys."""
+    pending = list(global_state.get_global_attribute("uninitialized_variables", []))
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            yield
+    finally:
+        global_state.set_global_attribute("uninitialized_variables", pending)
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What `model_info` tells; `taps` are `(stride, channels)`, `macs` those of one image."""
+
+    name: str
+    family: str
+    papers: tuple[str, ...]
+    parameters: int
+    macs: int
+    input_size: int
+    taps: tuple[tuple[int, int], ...]
+    checkpoints: dict[str, Checkpoint]
+
+
+def model_info(name: str, input_size: int | None = None) -> ModelInfo:
+    """Facts about a model, found by building it without memory.
+
+    Args:
+        name: registry name.
+        input_size: side of the image in pixels that MACs are counted at; default: that of the
+            default checkpoint, else 224.
+    """
+    row = find_family(name)
+    rows = row.rows(name)
+    size = input_size or next((r.input_size for r in rows.values()), DEFAULT_SIZE)
+    shape = (size, size, 3)
+    with without_allocation():
+        counts = count(create_model(name, weights=None, input_shape=shape))
+        taps = create_model(name, weights=None, input_shape=shape, features=True).outputs
+    return ModelInfo(
+        name,
+        row.name,
+        tuple(re.findall(r"https://[^\s,)]+", row.module.__doc__)),
+        counts.parameters,
+        counts.macs,
+        size,
+        tuple((round(size / tap.shape[1]), tap.shape[-1]) for tap in taps),
+        rows,
+    )

@@ -1,0 +1,50 @@
+"""The base of every compound layer."""
+
+from __future__ import annotations
+
+import keras
+
+
+class Block(keras.layers.Layer):
+    """A layer made of layers, with no variables of its own.
+
+    Three things follow from that, and every block has them for free:
+
+    - sublayers are named after the attributes that hold them (`self.mlp = ...` is `mlp`, the items
+      of a list are `blocks0`, `blocks1`, ...), so variable paths read `stage0_block1/mlp/kernel`,
+      and they take the block's dtype policy unless they were given one of their own;
+    - building and shape inference are one symbolic run of `call`;
+    - `keras_convnets.graph.flatten` can inline the block into a graph of leaf layers.
+
+    `call` takes the input tensor (or a list of tensors) and needs no `training` argument: Keras
+    hands it to the sublayers.
+    """
+
+    def __setattr__(self, name, value):
+        if isinstance(value, keras.layers.Layer):
+            self._adopt(name, value)
+        elif isinstance(value, (list, tuple)) and not name.startswith("_"):
+            for i, item in enumerate(value):
+                if isinstance(item, keras.layers.Layer):
+                    self._adopt(f"{name}{i}", item)
+        super().__setattr__(name, value)
+
+    def _adopt(self, name, layer):
+        layer.name = name
+        for sublayer in layer._flatten_layers():
+            if sublayer.dtype_policy == keras.config.dtype_policy():
+                sublayer.dtype_policy = self.dtype_policy
+
+    def build(self, input_shape):
+        self.call(self._symbolic(input_shape))
+
+    def compute_output_spec(self, inputs, **kwargs):
+        return self.call(inputs)
+
+    def compute_output_shape(self, input_shape):
+        return self.call(self._symbolic(input_shape)).shape
+
+    def _symbolic(self, shape):
+        if shape and isinstance(shape[0], (list, tuple)):
+            return [self._symbolic(s) for s in shape]
+        return keras.KerasTensor(shape, dtype=self.compute_dtype)

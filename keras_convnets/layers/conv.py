@@ -1,0 +1,80 @@
+"""Convolution, BatchNorm and activation in one block, padded symmetrically."""
+
+from __future__ import annotations
+
+import keras
+
+from keras_convnets.layers.block import Block
+from keras_convnets.layers.depthwise import DepthwiseConv2D
+from keras_convnets.layers.initializers import FAN_OUT_NORMAL
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
+class ConvNormAct(Block):
+    """Convolution, BatchNorm and activation; no bias.
+
+    Input: (batch, height, width, channels). Output: (batch, ceil(height / strides),
+    ceil(width / strides), filters). Padding is symmetric, `kernel_size // 2` on each side, where
+    Keras's "same" pads (0, 1) for a 3x3 kernel at stride 2.
+
+    Args:
+        filters: output channels.
+        kernel_size: odd side of the kernel.
+        strides: stride in both directions.
+        activation: name of a Keras activation, or `None`.
+        zero_init: start with gamma = 0, so that the branch that this block ends adds nothing at
+            first (Goyal et al. 2017, section 5.1).
+    """
+
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: int = 1,
+        strides: int = 1,
+        activation: str | None = None,
+        zero_init: bool = False,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        padded = strides > 1 and kernel_size > 1
+        self.pad = keras.layers.ZeroPadding2D(kernel_size // 2) if padded else None
+        self.conv = keras.layers.Conv2D(
+            filters,
+            kernel_size,
+            strides,
+            padding="valid" if padded else "same",
+            use_bias=False,
+            kernel_initializer=FAN_OUT_NORMAL,
+        )
+        self.norm = keras.layers.BatchNormalization(
+            momentum=0.9, epsilon=1e-5, gamma_initializer="zeros" if zero_init else "ones"
+        )
+        self.activation = keras.layers.Activation(activation) if activation else None
+
+    def call(self, x):
+        x = self.pad(x) if self.pad else x
+        x = self.norm(self.conv(x))
+        return self.activation(x) if self.activation else x
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
+class DepthwiseNormAct(Block):
+    """Depthwise convolution, BatchNorm and activation; no bias. Shapes as in `ConvNormAct`."""
+
+    def __init__(
+        self, kernel_size: int = 3, strides: int = 1, activation: str | None = None, **kwargs
+    ):
+        super().__init__(**kwargs)
+        self.conv = DepthwiseConv2D(
+            kernel_size,
+            strides,
+            padding=kernel_size // 2,
+            use_bias=False,
+            depthwise_initializer=FAN_OUT_NORMAL,
+        )
+        self.norm = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5)
+        self.activation = keras.layers.Activation(activation) if activation else None
+
+    def call(self, x):
+        x = self.norm(self.conv(x))
+        return self.activation(x) if self.activation else x

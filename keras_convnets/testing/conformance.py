@@ -1,0 +1,263 @@
+"""What every family must show. A family's test subclasses `FamilyTests` in about 20 lines.
+
+    class TestResNet(FamilyTests):
+        family = "resnet"
+        reference = Timm(resnet_test=lambda: ...)
+        parity_variant = "resnet18"
+
+Small variants, whose names end in `_test`, are run; of the official variants the names and shapes
+of all weights, parameters and multiply-accumulates are checked, and the numbers of one of them.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import keras
+import numpy as np
+
+from keras_convnets.applications.base import (
+    DEFAULT_SIZE,
+    ConvNet,
+    create_model,
+    model_info,
+    without_allocation,
+)
+from keras_convnets.graph import count, flatten
+from keras_convnets.registry import find_family, list_models
+from keras_convnets.testing.seeded import seeded_state
+from keras_convnets.weights.state import load_state_dict, save_state_dict, slots
+
+SIZE = 64
+CLASSES = 5
+
+
+def images(*shape: int) -> np.ndarray:
+    """Standard normal float32 images, always the same."""
+    return np.random.RandomState(0).randn(*shape).astype("float32")
+
+
+def run(model: keras.Model, x: np.ndarray):
+    """The model's compiled inference on a batch, as NumPy."""
+    return model.predict_on_batch(x)
+
+
+def assert_close(ours, reference, tolerance: float, what: str) -> None:
+    """max|ours - reference| <= tolerance * max|reference|, and equal shapes."""
+    ours, reference = np.asarray(ours, "float32"), np.asarray(reference, "float32")
+    assert ours.shape == reference.shape, f"{what}: {ours.shape} is not {reference.shape}"
+    scale = np.abs(reference).max()
+    assert np.isfinite(scale) and scale > 0, f"{what}: the reference is constant zero or infinite"
+    difference = np.abs(ours - reference).max() / scale
+    assert difference <= tolerance, f"{what}: off by {difference:.2e} of the largest value"
+
+
+def fill_seeded(model: ConvNet) -> None:
+    """Fills a model with seeded weights, so that no zero or identity at the start hides a fault."""
+    load_state_dict(model, seeded_state({key: slot.shape for key, slot in slots(model).items()}))
+
+
+class FamilyTests:
+    """The tests that a family's test class inherits; see the module.
+
+    Attributes:
+        family: name of the family's module.
+        reference: implementation to compare with, e.g. `Timm()`.
+        parity_variant: the official variant whose numbers are compared.
+        tolerance: allowed difference of logits and taps, relative to the largest reference value.
+    """
+
+    family: str
+    reference: object
+    parity_variant: str
+    tolerance: float = 1e-5
+    size: int = SIZE
+
+    @property
+    def variants(self) -> list[str]:
+        return [name for name in list_models() if find_family(name).name == self.family]
+
+    @property
+    def small_variants(self) -> list[str]:
+        return [name for name in self.variants if name.endswith("_test")]
+
+    @property
+    def official_variants(self) -> list[str]:
+        return [name for name in self.variants if not name.endswith("_test")]
+
+    def seeded(self, variant: str, size: int | None = None, **arguments) -> ConvNet:
+        """The variant with seeded weights, and logits unless told otherwise."""
+        size = size or self.size
+        arguments = {"input_shape": (size, size, 3), "weights": None, **arguments}
+        if not arguments.get("features") and arguments.get("include_top", True):
+            arguments.setdefault("classifier_activation", None)
+        model = create_model(variant, **arguments)
+        fill_seeded(model)
+        return model
+
+    def test_forward_at_any_size_with_any_channels(self):
+        for variant in self.small_variants:
+            height, width = self.size + 33, 2 * self.size - 31
+            shape = (None, None, 4)
+            model = self.seeded(variant, input_shape=shape, classes=CLASSES)
+            logits = run(model, images(2, height, width, 4))
+            assert logits.shape == (2, CLASSES)
+            assert np.isfinite(logits).all()
+            assert not np.allclose(logits[0], logits[1])
+            model = create_model(variant, weights=None, input_shape=(self.size, self.size, 1))
+            probabilities = run(model, images(2, self.size, self.size, 1))
+            np.testing.assert_allclose(probabilities.sum(-1), 1, rtol=1e-4)
+
+    def test_taps_have_the_strides_and_channels_that_model_info_tells(self):
+        for variant in self.small_variants:
+            height, width = self.size + 33, 2 * self.size - 31
+            model = create_model(
+                variant, weights=None, input_shape=(height, width, 3), features=True
+            )
+            expected = model_info(variant).taps
+            strides = [stride for stride, _ in expected]
+            assert strides == sorted(set(strides)), f"{variant}: one tap per resolution"
+            for tap, (stride, channels) in zip(model.outputs, expected, strict=True):
+                for length, pixels in zip(tap.shape[1:3], (height, width)):
+                    assert pixels // stride <= length <= -(-pixels // stride)
+                assert tap.shape[3] == channels
+            some = create_model(
+                variant, weights=None, input_shape=(height, width, 3), out_indices=(0, -1)
+            )
+            assert [o.shape for o in some.outputs] == [
+                model.outputs[0].shape,
+                model.outputs[-1].shape,
+            ]
+
+    def test_without_top(self):
+        for variant in self.small_variants:
+            full = self.seeded(variant)
+            x = images(2, self.size, self.size, 3)
+            body = self.seeded(variant, include_top=False)
+            pooled = self.seeded(variant, include_top=False, pooling="avg")
+            assert len(body.output.shape) == 4
+            weights = full.get_layer("head").get_weights()
+            logits = run(pooled, x) @ weights[0] + weights[1]
+            assert_close(logits, run(full, x), 1e-5, f"{variant}: classifier on the pooled output")
+
+    def test_every_trainable_variable_has_a_finite_gradient_that_is_not_zero(self):
+        for variant in self.small_variants:
+            drop_path = {"drop_path_rate": 0.1} if find_family(variant).takes_drop_path else {}
+            model = self.seeded(variant, classes=CLASSES, **drop_path)
+            model.compile(keras.optimizers.SGD(1.0), "mse", jit_compile=_compiles())
+            before = [np.array(v) for v in model.trainable_variables]
+            loss = model.train_on_batch(images(8, self.size, self.size, 3), images(8, CLASSES))
+            assert np.isfinite(loss)
+            for variable, old in zip(model.trainable_variables, before):
+                step = np.array(variable) - old
+                assert np.isfinite(step).all(), f"{variant}: {variable.path} is not finite"
+                assert step.any(), f"{variant}: {variable.path} has no gradient"
+
+    def test_round_trip_in_a_fresh_process(self, tmp_path):
+        x = images(2, self.size, self.size, 3)
+        np.save(tmp_path / "x.npy", x)
+        expected = {}
+        for variant in self.small_variants:
+            model = self.seeded(variant)
+            model.save(tmp_path / f"{variant}.keras")
+            model.save_weights(tmp_path / f"{variant}.weights.h5")
+            expected[variant] = run(model, x)
+        subprocess.run(
+            [sys.executable, "-c", ROUND_TRIP, tmp_path, str(self.size), *expected], check=True
+        )
+        for variant, logits in expected.items():
+            for form in ("keras", "h5"):
+                reloaded = np.load(tmp_path / f"{variant}.{form}.npy")
+                assert_close(reloaded, logits, 1e-6, f"{variant}: after .{form}")
+
+    def test_mixed_precision(self):
+        policy = keras.config.dtype_policy()
+        x = images(2, self.size, self.size, 3)
+        try:
+            for variant in self.small_variants:
+                expected = run(self.seeded(variant), x)
+                for dtype, tolerance in (("mixed_float16", 0.05), ("mixed_bfloat16", 0.2)):
+                    keras.config.set_dtype_policy(dtype)
+                    model = self.seeded(variant)
+                    keras.config.set_dtype_policy(policy)
+                    assert model.output.dtype == "float32"
+                    assert_close(run(model, x), expected, tolerance, f"{variant} in {dtype}")
+        finally:
+            keras.config.set_dtype_policy(policy)
+
+    def test_flat_form_is_bit_equal(self):
+        x = images(2, self.size, self.size, 3)
+        for variant in self.small_variants:
+            model = self.seeded(variant)
+            flat = flatten(model)
+            assert all(not layer._layers for layer in flat.layers)
+            np.testing.assert_array_equal(run(flat, x), run(model, x))
+
+    def test_weights_parameters_and_macs_equal_the_reference(self):
+        for variant in self.variants:
+            shapes, parameters, macs = self.reference.facts(variant, DEFAULT_SIZE)
+            with without_allocation():
+                shape = (DEFAULT_SIZE, DEFAULT_SIZE, 3)
+                model = create_model(variant, weights=None, input_shape=shape)
+                ours = {key: slot.shape for key, slot in slots(model).items()}
+                counts = count(model)
+            expected = {k: v for k, v in shapes.items() if not k.endswith("num_batches_tracked")}
+            assert ours == expected, variant
+            assert (counts.parameters, counts.macs) == (parameters, macs), variant
+
+    def test_parity_with_the_reference(self):
+        for variant in (*self.small_variants, self.parity_variant):
+            state = seeded_state(self.reference.facts(variant, DEFAULT_SIZE)[0])
+            x = images(2, self.size + 32, self.size, 3)
+            expected, expected_taps = self.reference.run(variant, state, x)
+            arguments = dict(weights=state, input_shape=x.shape[1:])
+            model = create_model(variant, classifier_activation=None, **arguments)
+            assert_close(run(model, x), expected, self.tolerance, f"{variant}: logits")
+            taps = run(create_model(variant, features=True, **arguments), x)
+            assert len(taps) == len(expected_taps)
+            for i, (tap, expected_tap) in enumerate(zip(taps, expected_taps)):
+                assert_close(tap, expected_tap, self.tolerance, f"{variant}: tap {i}")
+
+    def test_weights_go_home_to_the_reference(self, tmp_path):
+        from safetensors.numpy import load_file
+
+        x = images(2, self.size, self.size, 3)
+        for variant in self.small_variants:
+            model = self.seeded(variant)
+            save_state_dict(model, tmp_path / "home.safetensors")
+            state = load_file(tmp_path / "home.safetensors")
+            logits, _ = self.reference.run(variant, state, x)
+            assert_close(
+                logits, run(model, x), self.tolerance, f"{variant}: the reference's logits"
+            )
+            again = create_model(variant, weights=state)
+            for ours, theirs in zip(model.variables, again.variables, strict=True):
+                np.testing.assert_array_equal(np.array(ours), np.array(theirs))
+
+
+def _compiles():
+    """JAX has to compile, the others are quicker without on networks this small."""
+    return keras.backend.backend() == "jax"
+
+
+ROUND_TRIP = """
+import sys
+from pathlib import Path
+import numpy as np
+import keras
+import keras_convnets
+
+folder, size, *variants = sys.argv[1:]
+folder, size = Path(folder), int(size)
+x = np.load(folder / "x.npy")
+for variant in variants:
+    model = keras.saving.load_model(folder / f"{variant}.keras")
+    assert model.variant == variant
+    np.save(folder / f"{variant}.keras.npy", model.predict_on_batch(x))
+    model = keras_convnets.create_model(
+        variant, weights=None, input_shape=(size, size, 3), classifier_activation=None
+    )
+    model.load_weights(folder / f"{variant}.weights.h5")
+    np.save(folder / f"{variant}.h5.npy", model.predict_on_batch(x))
+"""

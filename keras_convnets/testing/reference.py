@@ -1,0 +1,87 @@
+"""Reference implementations that families are compared with."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+
+
+class Timm:
+    """timm's model of the same name, or one built by a function for names timm does not have.
+
+    Args:
+        builders: functions without arguments that return a `torch.nn.Module`, by variant.
+    """
+
+    def __init__(self, **builders: Callable):
+        self.builders = builders
+
+    def build(self, variant: str):
+        """The reference module in evaluation mode; inside `torch.device("meta")` it is free."""
+        import torch
+
+        timm = _import_timm()
+        # One thread: two on two busy cores have been seen to take 47 times as long.
+        torch.set_num_threads(1)
+        if variant in self.builders:
+            return self.builders[variant]().eval()
+        return timm.create_model(variant, pretrained=False).eval()
+
+    @functools.cache  # noqa: B019  (one object per family, for the length of a test run)
+    def facts(self, variant: str, size: int) -> tuple[dict[str, tuple[int, ...]], int, int]:
+        """The variant's state dict by shapes, its parameters, and the multiply-accumulates of one
+        image of `size` pixels by `torch.utils.flop_counter`; all found without memory.
+        """
+        import torch
+        from torch.utils.flop_counter import FlopCounterMode
+
+        with torch.device("meta"), torch.no_grad():
+            module = self.build(variant)
+            with FlopCounterMode(display=False) as counter:
+                module(torch.empty(1, 3, size, size))
+        shapes = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+        parameters = sum(p.numel() for p in module.parameters())
+        return shapes, parameters, counter.get_total_flops() // 2
+
+    def run(
+        self, variant: str, state: dict[str, np.ndarray], images: np.ndarray
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Logits and taps (channels last) for images `(batch, height, width, channels)`.
+
+        The state dict is loaded strictly.
+        """
+        import torch
+
+        module = self.build(variant)
+        module.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()}, strict=True)
+        x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        with torch.no_grad():
+            taps = module.forward_intermediates(x, intermediates_only=True)
+            return module(x).numpy(), [tap.permute(0, 2, 3, 1).numpy() for tap in taps]
+
+
+_torchvision_fragment = None
+
+
+def _import_timm():
+    """timm, also on a CPU-only PyTorch whose torchvision was built for CUDA.
+
+    Such a torchvision registers fake kernels for operators that its missing library defines, and
+    fails at import unless somebody else defines them.
+    """
+    global _torchvision_fragment
+    import torch
+
+    if _torchvision_fragment is None and not hasattr(torch.ops.torchvision, "nms"):
+        _torchvision_fragment = torch.library.Library("torchvision", "FRAGMENT")
+        _torchvision_fragment.define(
+            "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+        )
+        _torchvision_fragment.define(
+            "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+        )
+    import timm
+
+    return timm

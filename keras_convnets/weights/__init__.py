@@ -1,0 +1,22 @@
+"""Published checkpoints: where they are, how they are read, and how they fill a model."""
+
+from keras_convnets.weights.open import open_checkpoint, open_source
+from keras_convnets.weights.state import (
+    count_classes,
+    fill,
+    load_state_dict,
+    save_state_dict,
+    slots,
+    state_dict,
+)
+
+__all__ = [
+    "count_classes",
+    "fill",
+    "load_state_dict",
+    "open_checkpoint",
+    "open_source",
+    "save_state_dict",
+    "slots",
+    "state_dict",
+]

@@ -1,0 +1,50 @@
+"""From what a user calls weights to a state dict that can be read."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from keras_convnets.registry import Checkpoint
+from keras_convnets.weights.cache import converted
+from keras_convnets.weights.readers import read_state
+from keras_convnets.weights.sources import fetch
+
+KERAS_FILES = (".keras", ".h5")
+PICKLES = (".pth", ".pt", ".bin")
+
+
+def open_checkpoint(name: str, checkpoint: Checkpoint) -> Mapping[str, np.ndarray] | Path:
+    """Opens a published row, `name` being its `"variant.tag"`, downloading it if need be.
+
+    A non-commercial licence is said in a warning.
+    """
+    if checkpoint.non_commercial:
+        warnings.warn(
+            f"The weights {name!r} are licensed {checkpoint.license}: not for commercial use.",
+            stacklevel=2,
+        )
+    return open_source(checkpoint.source or f"hf://timm/{name}", checkpoint.sha256)
+
+
+def open_source(
+    source: str | os.PathLike, sha256: str | None = None
+) -> Mapping[str, np.ndarray] | Path:
+    """Opens a file, an https URL or an hf:// address: a state dict, or the path of a Keras file.
+
+    A downloaded pickle is converted once to safetensors, so that PyTorch is needed only then.
+
+    Raises:
+        ValueError: for a file of another kind, or a malformed one.
+        OSError: if it cannot be had; see `keras_convnets.weights.sources.fetch`.
+    """
+    path = fetch(source, sha256)
+    if path.suffix in KERAS_FILES:
+        return path
+    if "://" in str(source) and path.suffix in PICKLES:
+        return converted(path, "state", lambda: dict(read_state(path)))
+    return read_state(path)
