@@ -1,35 +1,36 @@
 """Efficient convolutional networks and their hybrids for Keras 3: exact, complete, deployable."""
 
 import importlib
-
-# Importing the applications registers their layers, so that `keras.saving.load_model` finds them.
-from keras_convnets import applications, layers
-from keras_convnets.applications.base import create_model, model_info
-from keras_convnets.registry import Checkpoint, list_models, list_weights
+import sys
+from pathlib import Path
 
 __version__ = "0.1.0"
-__all__ = [
-    "Checkpoint",
-    "applications",
-    "create_model",
-    "deploy",
-    "graph",
-    "layers",
-    "list_models",
-    "list_weights",
-    "model_info",
-    "ops",
-    "preprocessing",
-    "testing",
-    "weights",
-]
+
+# Public names by the module that has them; modules themselves by None.
+_NAMES = {
+    "Checkpoint": "registry",
+    "create_model": "applications.base",
+    "list_models": "registry",
+    "list_weights": "registry",
+    "model_info": "applications.base",
+} | dict.fromkeys(
+    ("applications", "deploy", "graph", "layers", "ops", "preprocessing", "testing", "weights")
+)
+__all__ = list(_NAMES)
 
 
 def __getattr__(name):
-    if name in __all__:
-        return importlib.import_module(f"keras_convnets.{name}")
-    raise AttributeError(f"module 'keras_convnets' has no attribute {name!r}")
+    if name not in _NAMES:
+        raise AttributeError(f"module 'keras_convnets' has no attribute {name!r}")
+    module = importlib.import_module(f"keras_convnets.{_NAMES[name] or name}")
+    return getattr(module, name) if _NAMES[name] else module
 
 
 def __dir__():
     return __all__
+
+
+# Importing the applications registers our layers, so that `keras.saving.load_model` knows them.
+# Not so for the command `keras-convnets`, which has to choose the backend before Keras is imported.
+if Path(sys.argv[0]).stem != "keras-convnets":
+    importlib.import_module("keras_convnets.applications")

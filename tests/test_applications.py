@@ -29,7 +29,7 @@ def test_every_official_variant_has_one_public_callable():
 
 def test_the_signature_is_that_of_keras_applications():
     ours = list(inspect.signature(applications.ConvNeXtTiny).parameters)
-    theirs = list(inspect.signature(keras.applications.ConvNeXtTiny).parameters)
+    theirs = list(inspect.signature(keras.applications.ResNet50).parameters)
     assert ours[: len(theirs)] == theirs
     assert ours[len(theirs) :] == ["features", "out_indices", "drop_path_rate"]
     assert "drop_path_rate" not in inspect.signature(applications.ResNet50).parameters

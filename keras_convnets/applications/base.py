@@ -18,6 +18,39 @@ from keras_convnets.registry import Checkpoint, Family, find_family
 MIN_SIZE = 32
 DEFAULT_SIZE = 224
 DEFAULT_CLASSES = 1000
+DROP_PATH_TEXT = """
+    drop_path_rate: rate of stochastic depth of the last block, falling linearly to 0 at the first.
+        Default 0."""
+DOCSTRING = """{variant}. {summary}
+
+{papers}
+{parameters:,} parameters, {macs:,.1f} M multiply-accumulates at {size}x{size} pixels.
+Taps at strides {taps}.
+
+Args:
+    include_top: whether the model ends with the classifier.
+    weights: `None` (random), `"imagenet"` (the first checkpoint below), a checkpoint's tag,
+        `"hf://organization/repository[@revision][/file]"`, an https URL, the path of a
+        .safetensors, .pth, .npz, .keras or .weights.h5 file, or a state dict.
+    input_tensor: symbolic tensor to build on, instead of a new `keras.Input`.
+    input_shape: (height, width, channels), at least 32 pixels a side, or `None` for an open side.
+        Default: the checkpoint's size with the classifier, open sides without.
+    pooling: with `include_top=False`, `None` (the last map), `"avg"` or `"max"` (features as the
+        classifier would get them).
+    classes: size of the classifier. Default: the checkpoint's, else 1000. Another number than the
+        checkpoint's gives a fresh classifier, with a warning.
+    classifier_activation: `"softmax"` (default), another activation, or `None` for logits.
+    name: the model's name. Default: `"{variant}"`.
+    features: give the list of taps instead of the classifier's output.
+    out_indices: give these taps only, e.g. `(1, 2, 3)` or `(-1,)`.{drop_path}
+
+Raises:
+    ValueError: for arguments that are unknown, impossible or contradict each other, and for weights
+        that do not fit; nothing is then loaded.
+
+Checkpoints, the default first:
+{checkpoints}
+"""
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
@@ -73,6 +106,28 @@ class Application:
 
     def __repr__(self):
         return f"<keras_convnets application {self.variant}>"
+
+    @property
+    def __doc__(self) -> str:
+        info = model_info(self.variant)
+        checkpoints = [
+            f"    {tag}: {row.license}"
+            + (f", {row.top1:.2f}% top-1" if row.top1 else "")
+            + f" at {row.input_size}"
+            for tag, row in info.checkpoints.items()
+        ]
+        drop_path = DROP_PATH_TEXT if find_family(self.variant).takes_drop_path else ""
+        return DOCSTRING.format(
+            variant=self.variant,
+            summary=find_family(self.variant).module.__doc__.partition("\n")[0],
+            papers="\n".join(info.papers),
+            parameters=info.parameters,
+            macs=info.macs / 1e6,
+            size=info.input_size,
+            taps=", ".join(f"{stride} ({channels} channels)" for stride, channels in info.taps),
+            drop_path=drop_path,
+            checkpoints="\n".join(checkpoints) or "    none published",
+        )
 
 
 def application(variant: str) -> Application:
@@ -136,7 +191,8 @@ def _build(
 
         fill(model, state)
     if input_tensor is not None:
-        model = ConvNet(keras.utils.get_source_inputs(input_tensor), outputs, name=model.name)
+        (source,) = keras.utils.get_source_inputs(input_tensor)
+        model = ConvNet(source, outputs, name=model.name)
         model.variant = variant
     model.checkpoint = tag and f"{variant}.{tag}"
     return model
