@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import keras
@@ -350,6 +350,35 @@ def _head(row, x, include_top, pooling, classes, classifier_activation):
     return keras.layers.Activation(
         classifier_activation or "linear", dtype="float32", name="predictions"
     )(x)
+
+
+def preprocess_input_of(weights: Mapping[str, Checkpoint]) -> Callable:
+    """A family's `preprocess_input`, from its table of checkpoints."""
+
+    def preprocess_input(images, checkpoint: str | ConvNet | None = None):
+        """Normalises pixels as a checkpoint of this family expects them.
+
+        Args:
+            images: pixels from 0 to 255 of shape (..., 3), RGB; an array or a tensor.
+            checkpoint: `"variant.tag"`, or the model itself. Default: the family's first row.
+
+        Returns:
+            float32 of the same shape.
+
+        Raises:
+            ValueError: if there is no such row.
+        """
+        from keras_convnets import preprocessing
+
+        key = getattr(checkpoint, "checkpoint", checkpoint) or next(iter(weights))
+        if key not in weights:
+            raise ValueError(
+                f"checkpoint={key!r} must be one of {', '.join(weights)}; for weights of your own "
+                "use keras_convnets.preprocessing.preprocess_input with a Checkpoint."
+            )
+        return preprocessing.preprocess_input(images, weights[key])
+
+    return preprocess_input
 
 
 @contextlib.contextmanager

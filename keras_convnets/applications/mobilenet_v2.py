@@ -10,7 +10,7 @@ import math
 
 import keras
 
-from keras_convnets.applications.base import application
+from keras_convnets.applications.base import application, preprocess_input_of
 from keras_convnets.layers import Block, ConvNormAct, DepthwiseNormAct, make_divisible
 from keras_convnets.layers.initializers import FAN_OUT_UNIFORM
 from keras_convnets.registry import Checkpoint, family
@@ -134,3 +134,5 @@ MobileNetV2_110d = application("mobilenetv2_110d")
 MobileNetV2_120d = application("mobilenetv2_120d")
 MobileNetV2_130 = application("mobilenetv2_130")
 MobileNetV2_140 = application("mobilenetv2_140")
+
+preprocess_input = preprocess_input_of(WEIGHTS)

@@ -25,7 +25,8 @@ from keras_convnets.applications.base import (
     without_allocation,
 )
 from keras_convnets.graph import count, flatten
-from keras_convnets.registry import find_family, list_models
+from keras_convnets.preprocessing import preprocess_image
+from keras_convnets.registry import find_family, list_models, list_weights
 from keras_convnets.testing.seeded import seeded_state
 from keras_convnets.weights.state import load_state_dict, save_state_dict, slots
 
@@ -77,6 +78,11 @@ class FamilyTests:
     @property
     def variants(self) -> list[str]:
         return [name for name in list_models() if find_family(name).name == self.family]
+
+    @property
+    def default_checkpoint(self) -> str:
+        tags = find_family(self.parity_variant).rows(self.parity_variant)
+        return f"{self.parity_variant}.{next(iter(tags))}"
 
     @property
     def small_variants(self) -> list[str]:
@@ -218,6 +224,20 @@ class FamilyTests:
             assert len(taps) == len(expected_taps)
             for i, (tap, expected_tap) in enumerate(zip(taps, expected_taps)):
                 assert_close(tap, expected_tap, self.tolerance, f"{variant}: tap {i}")
+
+    def test_logits_from_the_pixels_of_a_photograph(self):
+        from sklearn.datasets import load_sample_image
+
+        variant, checkpoint = self.small_variants[0], self.default_checkpoint
+        photograph = load_sample_image("china.jpg")
+        expected_input = self.reference.preprocess(photograph, checkpoint)
+        state = seeded_state(self.reference.facts(variant, DEFAULT_SIZE)[0])
+        expected, _ = self.reference.run(variant, state, expected_input)
+        ours = preprocess_image(photograph, list_weights()[checkpoint])[None]
+        model = create_model(
+            variant, weights=state, input_shape=ours.shape[1:], classifier_activation=None
+        )
+        assert_close(run(model, ours), expected, 1e-4, f"{variant} with {checkpoint}")
 
     def test_weights_go_home_to_the_reference(self, tmp_path):
         from safetensors.numpy import load_file

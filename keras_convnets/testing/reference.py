@@ -61,6 +61,17 @@ class Timm:
             taps = module.forward_intermediates(x, intermediates_only=True)
             return module(x).numpy(), [tap.permute(0, 2, 3, 1).numpy() for tap in taps]
 
+    def preprocess(self, photograph: np.ndarray, checkpoint: str) -> np.ndarray:
+        """timm's evaluation transform of a uint8 RGB image, `(1, height, width, 3)`."""
+        from PIL import Image
+
+        timm = _import_timm()
+        config = timm.data.resolve_data_config(
+            pretrained_cfg=timm.get_pretrained_cfg(checkpoint).to_dict()
+        )
+        transform = timm.data.create_transform(**config, is_training=False)
+        return transform(Image.fromarray(photograph)).permute(1, 2, 0).numpy()[None]
+
 
 _torchvision_fragment = None
 
