@@ -173,7 +173,7 @@ def fill(model: keras.Model, state: Mapping[str, np.ndarray] | Path) -> None:
         # A checkpoint without classifier may also lack the normalisation before it.
         wanted = {k: slot for k, slot in wanted.items() if k not in head or _is_kept(slot, state)}
         warnings.warn(
-            f"The classifier of {model.variant} starts fresh: the weights have another or none.",
+            f"The head of {model.variant} starts fresh: the weights have another or none.",
             stacklevel=2,
         )
     _load(model, wanted, state)
@@ -195,29 +195,33 @@ def count_classes(row: Family, state: Mapping[str, np.ndarray]) -> int | None:
 
 
 def _load(model, wanted, state):
-    missing = [key for key in wanted if key not in state]
-    unused = [key for key in state if key not in wanted and not _is_counter(key, wanted)]
-    if unused:
-        known = published_names(model.variant)
-        unused = [key for key in unused if key not in known and not _is_counter(key, known)]
-    problems = [f"missing: {key} {wanted[key].shape}" for key in missing]
-    problems += [f"not used: {key} {_shape(state, key)}" for key in unused]
-
-    for key in wanted.keys() - set(missing):
-        value = _aligned(wanted, key, state)
-        if value.shape != wanted[key].shape:
-            problems.append(
-                f"shape: {key} is {_shape(state, key)}, the model has {wanted[key].shape}"
-            )
-        elif not np.issubdtype(value.dtype, np.floating):
-            problems.append(f"dtype: {key} is {value.dtype}, not a floating-point array")
+    problems = misfits(model.variant, wanted, state)
     if problems:
         raise ValueError(
             f"These weights do not fit {model.variant!r} ({len(wanted)} arrays); nothing was "
-            "loaded.\n  " + "\n  ".join(sorted(problems))
+            "loaded.\n  " + "\n  ".join(problems)
         )
     for key, slot in wanted.items():
         slot.assign(_aligned(wanted, key, state))
+
+
+def misfits(variant: str, wanted: Mapping[str, Slot], state: Mapping[str, np.ndarray]) -> list[str]:
+    """A line for each array that is missing, left over, or of the wrong shape or type."""
+    unused = [key for key in state if key not in wanted and not _is_counter(key, wanted)]
+    if unused:
+        known = published_names(variant)
+        unused = [key for key in unused if key not in known and not _is_counter(key, known)]
+    problems = [f"not used: {key} {_shape(state, key)}" for key in unused]
+    for key, slot in wanted.items():
+        if key not in state:
+            problems.append(f"missing: {key} {slot.shape}")
+            continue
+        value = _aligned(wanted, key, state)
+        if value.shape != slot.shape:
+            problems.append(f"shape: {key} is {_shape(state, key)}, the model has {slot.shape}")
+        elif not np.issubdtype(value.dtype, np.floating):
+            problems.append(f"dtype: {key} is {value.dtype}, not a floating-point array")
+    return sorted(problems)
 
 
 def _aligned(wanted, key, state):
