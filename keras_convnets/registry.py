@@ -19,7 +19,8 @@ class Checkpoint:
     Preprocessing belongs to the checkpoint, never to the architecture.
 
     Args:
-        license: SPDX-like identifier as published, e.g. `"apache-2.0"`, `"cc-by-nc-4.0"`.
+        license: SPDX-like identifier as published, e.g. `"apache-2.0"`, `"cc-by-nc-4.0"`;
+            `"unknown"` where none was.
         source: `"hf://organization/repository[@revision][/file]"`, an https URL or a local path.
             `None` means timm's repository of the same name on the Hugging Face hub.
         input_size: side of the square input in pixels at evaluation.

@@ -22,7 +22,7 @@ class Timm:
         """The reference module in evaluation mode; inside `torch.device("meta")` it is free."""
         import torch
 
-        timm = _import_timm()
+        timm = import_timm()
         # One thread: two on two busy cores have been seen to take 47 times as long.
         torch.set_num_threads(1)
         if variant in self.builders:
@@ -65,7 +65,7 @@ class Timm:
         """timm's evaluation transform of a uint8 RGB image, `(1, height, width, 3)`."""
         from PIL import Image
 
-        timm = _import_timm()
+        timm = import_timm()
         config = timm.data.resolve_data_config(
             pretrained_cfg=timm.get_pretrained_cfg(checkpoint).to_dict()
         )
@@ -76,7 +76,7 @@ class Timm:
 _torchvision_fragment = None
 
 
-def _import_timm():
+def import_timm():
     """timm, also on a CPU-only PyTorch whose torchvision was built for CUDA.
 
     Such a torchvision registers fake kernels for operators that its missing library defines, and

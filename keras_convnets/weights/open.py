@@ -21,13 +21,16 @@ PICKLES = (".pth", ".pt", ".bin")
 def open_checkpoint(name: str, checkpoint: Checkpoint) -> Mapping[str, np.ndarray] | Path:
     """Opens a published row, `name` being its `"variant.tag"`, downloading it if need be.
 
-    A non-commercial licence is said in a warning.
+    A non-commercial licence, or none, is said in a warning.
     """
     if checkpoint.non_commercial:
-        warnings.warn(
-            f"The weights {name!r} are licensed {checkpoint.license}: not for commercial use.",
-            stacklevel=2,
-        )
+        terms = f"are licensed {checkpoint.license}: not for commercial use"
+    elif checkpoint.license == "unknown":
+        terms = "were published without a licence: ask their authors before you use them"
+    else:
+        terms = None
+    if terms:
+        warnings.warn(f"The weights {name!r} {terms}.", stacklevel=2)
     return open_source(checkpoint.source or f"hf://timm/{name}", checkpoint.sha256)
 
 

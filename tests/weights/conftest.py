@@ -18,6 +18,7 @@ from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
 import keras_convnets
+from keras_convnets.testing.reference import import_timm
 
 # These never touch the backend, and take long enough to run under one backend only.
 RUN_UNDER = {
@@ -32,19 +33,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture(scope="session")
 def timm():
-    """timm, also beside a torchvision whose compiled operators do not fit the installed PyTorch."""
-    try:
-        import timm
-    except RuntimeError:
-        import torch
-
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        import timm
-
-        timm.torchvision_operators = library  # they vanish with the object
-    return timm
+    return import_timm()
 
 
 _ROOT = Path(keras_convnets.__file__).parent
