@@ -65,9 +65,11 @@ class Slot:
         return np.transpose(keras.ops.convert_to_numpy(self.variable), self.axes)
 
     def assign(self, value: np.ndarray) -> None:
-        # A copy of its own: backends may otherwise share memory with the file it was read from.
         ours = np.transpose(value, np.argsort(self.axes))
-        self.variable.assign(np.array(ours, self.variable.dtype, order="C"))
+        if ours.flags.c_contiguous:
+            # JAX would share the memory with the file; a transposed view it has to copy anyway.
+            ours = ours.copy()
+        self.variable.assign(ours)
 
 
 def leaves(model: keras.Model) -> Iterator[tuple[str, keras.layers.Layer]]:
