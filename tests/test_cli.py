@@ -1,0 +1,148 @@
+"""The command line: what it prints, and one line for each mistake."""
+
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from sklearn.datasets import load_sample_image
+
+from keras_convnets import cli, create_model, list_models, list_weights, model_info
+from keras_convnets.labels import decode_predictions
+from keras_convnets.preprocessing import preprocess_image
+from keras_convnets.registry import Checkpoint
+from keras_convnets.weights import save_state_dict
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture(scope="module")
+def photograph(tmp_path_factory):
+    from PIL import Image
+
+    path = tmp_path_factory.mktemp("photographs") / "china.png"
+    Image.fromarray(load_sample_image("china.jpg")).save(path)
+    return path
+
+
+def fails(capsys, *arguments):
+    """The one line on stderr of a command that ends with status 2."""
+    try:
+        status = cli.main(list(map(str, arguments)))
+    except SystemExit as stop:
+        status = stop.code
+    printed = capsys.readouterr()
+    assert status == 2 and not printed.out
+    (line,) = printed.err.splitlines()
+    assert line.startswith("keras-convnets")
+    return line
+
+
+def run(code):
+    """As the installed command runs, whose name keeps the package from importing Keras."""
+    code = (
+        f"import sys; sys.argv[0] = 'keras-convnets'; from keras_convnets.cli import main; {code}"
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def test_knows_every_model_without_keras():
+    assert sorted(cli.known_models()) == list_models()
+    done = run("main(['list']); assert 'keras' not in sys.modules")
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in list_models())
+
+
+def test_list(capsys):
+    assert cli.main(["list", "convnextv2_[an]*"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if "v2" in line]
+    assert lines == [["convnextv2_atto", "convnext"], ["convnextv2_nano", "convnext"]]
+    assert "did you mean resnet18" in fails(capsys, "list", "resnet_18")
+
+
+def test_info(capsys):
+    assert cli.main(["info", "resnet18"]) == 0
+    out = capsys.readouterr().out
+    facts = model_info("resnet18")
+    for fact in (
+        *facts.papers,
+        f"{facts.parameters:,} parameters",
+        f"{facts.macs:,} multiply-adds",
+    ):
+        assert fact in out
+    rows = [line.split() for line in out.splitlines()]
+    for tap, (stride, channels) in enumerate(facts.taps):
+        assert [str(tap), str(stride), str(channels)] in rows
+    for tag, row in list_weights("resnet18.*").items():
+        tag = tag.partition(".")[2]
+        assert [tag, row.license, row.labels, str(row.input_size), str(row.top1)] in rows
+    assert cli.main(["info", "resnet_test"]) == 0
+    assert "no published checkpoint" in capsys.readouterr().out
+
+
+def random_weights(path, **arguments):
+    keras.utils.set_random_seed(1)
+    model = create_model("resnet_test", weights=None, **arguments)
+    random = np.random.default_rng(0)
+    for variable in model.variables:
+        if variable.path.endswith("gamma"):
+            variable.assign(random.uniform(1, 2, variable.shape))
+    save_state_dict(model, path)
+    return model
+
+
+def test_predict(photograph, tmp_path, capsys):
+    model = random_weights(tmp_path / "own.safetensors")
+    image = preprocess_image(load_sample_image("china.jpg"), Checkpoint("unknown"))
+    (best,) = decode_predictions(model.predict(image[None], verbose=0), top=3)
+    command = ["predict", photograph, photograph, "--model", "resnet_test", "--top", 3]
+    assert cli.main([*map(str, command), "--weights", str(tmp_path / "own.safetensors")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == str(photograph) and lines[:4] == lines[4:]
+    for line, (_, name, score) in zip(lines[1:4], best):
+        percent, _, printed = line.strip().partition("%  ")
+        assert printed == name and float(percent) == pytest.approx(100 * score, abs=0.06)
+
+
+def test_predict_without_names(photograph, tmp_path, capsys):
+    random_weights(tmp_path / "own.safetensors", classes=3)
+    command = ["predict", str(photograph), "--model", "resnet_test", "--weights"]
+    assert cli.main([*command, str(tmp_path / "own.safetensors")]) == 0
+    _, *lines = capsys.readouterr().out.splitlines()
+    assert sorted(line.split("%  ")[1] for line in lines) == ["class 0", "class 1", "class 2"]
+
+
+def test_mistakes_take_one_line(photograph, tmp_path, capsys):
+    text = tmp_path / "text.png"
+    text.write_text("no image")
+    predict = ("predict", photograph, "--model", "resnet_test")
+    assert "COMMAND" in fails(capsys)
+    assert "invalid choice: 'train'" in fails(capsys, "train")
+    assert "--backend" in fails(capsys, "quickstart", "--backend", "mxnet")
+    assert "--epochs" in fails(capsys, "quickstart", "--epochs", 0)
+    assert "--epochs" in fails(capsys, "quickstart", "--epochs", "many")
+    assert "--model" in fails(capsys, "quickstart", "--model", "resnt18")
+    assert "--out" in fails(capsys, "quickstart", "--out", text)
+    assert "--out" in fails(capsys, "quickstart", "--out", tmp_path)
+    assert "MODEL: there is no model 'resnt18'; did you mean" in fails(capsys, "info", "resnt18")
+    assert "--model" in fails(capsys, "predict", photograph)
+    assert "IMAGE" in fails(capsys, "predict", tmp_path / "absent.jpg", "--model", "resnet_test")
+    assert "text.png" in fails(capsys, "predict", text, "--model", "resnet_test")
+    assert "--weights" in fails(capsys, *predict)
+    assert "--weights" in fails(capsys, *predict, "--weights", "absent.safetensors")
+    assert "--weights" in fails(capsys, *predict, "--weights", text)
+    assert "--top" in fails(capsys, *predict, "--top", -1)
+    other = "jax" if keras.backend.backend() != "jax" else "torch"
+    assert "--backend" in fails(capsys, *predict, "--backend", other)
+
+
+def test_backend_that_is_not_installed(photograph):
+    command = ["predict", str(photograph), "--model", "resnet_test", "--backend", "jax"]
+    done = run(f"sys.modules['jax'] = None; sys.exit(main({command}))")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "--backend" in line and 'pip install "keras-convnets[jax]"' in line

@@ -1,0 +1,225 @@
+"""Export to LiteRT: faithful files, or none and a reason."""
+
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from keras_convnets import create_model
+from keras_convnets.deploy import LiteRTModel, export_litert, litert
+
+SHAPE = (32, 32, 3)
+ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
+MODELS = ("resnet_test", "mobilenetv2_test", "convnext_test", "convnextv2_test")
+# The other backends hand over to this one, which takes seconds each time: see the taps, the
+# softmax and the refusals, which run everywhere.
+converts_itself = pytest.mark.skipif(not ON_TENSORFLOW, reason="converted by tensorflow as well")
+
+
+def images(count=32, shape=SHAPE):
+    return np.random.default_rng(1).standard_normal((count, *shape), "float32")
+
+
+def model_of(name, **arguments):
+    """A model with random statistics, so that BatchNorm's folding matters."""
+    keras.utils.set_random_seed(0)
+    arguments = {"classes": 10, "classifier_activation": None, "input_shape": SHAPE, **arguments}
+    model = create_model(name, weights=None, **arguments)
+    random = np.random.default_rng(0)
+    for variable in model.variables:
+        if variable.path.endswith(("moving_mean", "beta", "bias")):
+            variable.assign(0.1 * random.standard_normal(variable.shape))
+        if variable.path.endswith(("moving_variance", "gamma")):
+            variable.assign(random.uniform(0.5, 1.5, variable.shape))
+    return model
+
+
+def expected(model, x):
+    return keras.ops.convert_to_numpy(model(x))
+
+
+def cosine(a, b):
+    return np.vdot(a, b) / np.linalg.norm(a) / np.linalg.norm(b)
+
+
+def operators(path):
+    from ai_edge_litert.interpreter import Interpreter
+
+    rows = Interpreter(str(path))._get_ops_details()
+    return {row["op_name"] for row in rows}
+
+
+@converts_itself
+@pytest.mark.parametrize("name", MODELS)
+def test_float_file_equals_the_model(name, tmp_path):
+    model, x = model_of(name), images(8)
+    path = export_litert(model, tmp_path / "model.tflite")
+    (have,) = LiteRTModel(path).predict(x)
+    want = expected(model, x)
+    assert np.abs(have - want).max() <= 1e-5 * np.abs(want).max()
+    assert path.stat().st_size < 1.2 * 4 * model.count_params() + 40_000
+    strange = {"SHAPE", "GATHER", "PACK", "REDUCE_PROD", "TRANSPOSE"} & operators(path)
+    assert not strange and not [op for op in operators(path) if op.startswith("Flex")]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@converts_itself
+@pytest.mark.parametrize("name", MODELS)
+def test_int8_file_agrees_with_the_model(name, tmp_path):
+    model, x = model_of(name), images()
+    path = export_litert(model, tmp_path / "model.tflite", "int8", x)
+    file = LiteRTModel(path)
+    assert file._input["dtype"] == np.int8 and file.output_scales[0] > 0
+    (have,) = file.predict(x)
+    want = expected(model, x)
+    assert have.dtype == np.float32 and cosine(have, want) > 0.99
+    assert np.mean(have.argmax(-1) == want.argmax(-1)) > 0.8
+
+
+@pytest.fixture(scope="module")
+def int8_file(tmp_path_factory):
+    """Of an untrained classifier, whose probabilities are all below the output's step."""
+    path = tmp_path_factory.mktemp("int8") / "model.tflite"
+    return export_litert(classifier(), path, "int8", images())
+
+
+def classifier():
+    return model_of("resnet_test", classes=1000, classifier_activation="softmax")
+
+
+def test_softmax_survives_int8(int8_file):
+    (have,) = LiteRTModel(int8_file).predict(images(4))
+    assert np.abs(have - expected(classifier(), images(4))).max() <= 1 / 256
+
+
+@converts_itself
+@pytest.mark.parametrize("form, bytes_per_weight", [("float16", 2), ("dynamic", 1)])
+def test_smaller_weights(form, bytes_per_weight, tmp_path):
+    model, x = model_of("mobilenetv2_test"), images(8)
+    path = export_litert(model, tmp_path / "small.tflite", form)
+    assert path.stat().st_size < bytes_per_weight * model.count_params() + 60_000
+    assert cosine(LiteRTModel(path).predict(x)[0], expected(model, x)) > 0.999
+
+
+def test_all_taps_in_order(tmp_path):
+    model = create_model("resnet_test", features=True, weights=None, input_shape=(33, 47, 1))
+    x = images(2, (33, 47, 1))
+    have = LiteRTModel(export_litert(model, tmp_path / "taps.tflite")).predict(x)
+    want = [keras.ops.convert_to_numpy(tap) for tap in model(x)]
+    assert [tap.shape for tap in have] == [tap.shape for tap in want]
+    for a, b in zip(have, want):
+        assert np.abs(a - b).max() <= 1e-5 * np.abs(b).max()
+
+
+def test_runner_measures_and_refuses(int8_file, tmp_path):
+    file = LiteRTModel(int8_file)
+    assert file.input_shape == SHAPE and 0 < file.milliseconds(images(3)) < 1000
+    with pytest.raises(ValueError, match=r"images has the shape \(3, 64, 64, 3\)"):
+        file.predict(images(3, (64, 64, 3)))
+    (tmp_path / "text.tflite").write_text("no model")
+    for path in (tmp_path / "text.tflite", tmp_path / "absent.tflite"):
+        with pytest.raises(ValueError, match="path="):
+            LiteRTModel(path)
+
+
+def sized(**arguments):
+    return create_model("resnet_test", weights=None, **{"input_shape": SHAPE, **arguments})
+
+
+def two_inputs():
+    a, b = keras.Input(SHAPE), keras.Input(SHAPE)
+    return keras.Model([a, b], a + b)
+
+
+def half_precision():
+    return keras.Sequential([keras.Input(SHAPE), keras.layers.Conv2D(4, 3, dtype="mixed_float16")])
+
+
+NAN = np.full((4, *SHAPE), np.nan, "float32")
+
+
+@pytest.mark.parametrize(
+    "model, arguments, message",
+    [
+        (lambda: sized(include_top=False, input_shape=None), {}, "input_shape=\\(224, 224, 3\\)"),
+        (two_inputs, {}, "2 inputs"),
+        (half_precision, {}, "float16"),
+        (lambda: keras.Sequential([keras.layers.Dense(3)]), {}, "built"),
+        (lambda: "resnet18", {}, "model='resnet18'"),
+        (sized, {"quantize": "int3"}, "quantize='int3' must be one of"),
+        (sized, {"quantize": "int8"}, "needs calibration"),
+        (sized, {"quantize": "int8", "calibration": NAN}, "NaN"),
+        (sized, {"quantize": "int8", "calibration": NAN[:0]}, "one image or more"),
+        (sized, {"quantize": "int8", "calibration": NAN[:, :16]}, "shape \\(4, 16, 32, 3\\)"),
+        (sized, {"quantize": "int8", "calibration": np.zeros(NAN.shape, "uint8")}, "dtype uint8"),
+    ],
+)
+def test_bad_input_leaves_no_file(model, arguments, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        export_litert(model(), tmp_path / "model.tflite", **arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_operators_that_litert_lacks_are_named(tmp_path):
+    x = keras.Input((8, 8, 3))
+    model = keras.Model(x, keras.ops.erfinv(keras.ops.tanh(x)))
+    with pytest.raises(ValueError, match=r"LiteRT lacks Erfinv; express it by other operators"):
+        export_litert(model, tmp_path / "model.tflite")
+    assert not list(tmp_path.iterdir())
+
+
+def test_unwritable_path(tmp_path):
+    with pytest.raises(ValueError, match="cannot be written"):
+        export_litert(sized(), tmp_path / "absent" / "model.tflite")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ValueError, match="is a folder"):
+        export_litert(sized(), tmp_path / "folder")
+
+
+def test_disagreeing_file_is_not_kept(int8_file, tmp_path, monkeypatch):
+    """An older file stays when the new one is wrong, here that of another model."""
+    other = int8_file.read_bytes()
+    route = "_convert" if ON_TENSORFLOW else "_convert_in_child"
+    monkeypatch.setattr(litert, route, lambda *arguments: other)
+    path = tmp_path / "model.tflite"
+    path.write_bytes(b"older")
+    with pytest.raises(ValueError, match="disagree in output 0"):
+        export_litert(sized(classes=10), path, "int8", images(8))
+    assert path.read_bytes() == b"older" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "quantize, have, problem",
+    [
+        (None, [1.0, 2.0, 2.999], "of the largest value"),
+        (None, [1.0, np.nan, 3.0], "NaN"),
+        ("float16", [1.0, 2.0, 2.9], "cosine"),
+        ("dynamic", [1.0, 2.0, 2.0], "cosine"),
+        ("int8", [3.0, 2.0, 1.0], "cosine"),
+        ("int8", [1.0, 2.0], "shape"),
+    ],
+)
+def test_differences_are_found(quantize, have, problem):
+    want = np.array([1.0, 2.0, 3.0], "float32")
+    assert problem in litert._difference(want, np.array(have, "float32"), quantize, 0.01)
+    assert not litert._difference(want, want + 1e-5, quantize, 0.01)
+
+
+@pytest.mark.parametrize("package", ["tensorflow", "ai_edge_litert"])
+def test_missing_package_is_named(package, tmp_path, monkeypatch):
+    monkeypatch.setattr(litert.importlib.util, "find_spec", lambda name: name != package or None)
+    with pytest.raises(ImportError, match=rf"{package}.*pip install \"keras-convnets\[tflite\]"):
+        export_litert(sized(), tmp_path / "model.tflite")
+    assert not list(tmp_path.iterdir())
+
+
+def test_import_is_light():
+    code = (
+        "import sys, keras_convnets.deploy; "
+        "print([m for m in ('tensorflow', 'jax', 'torch', 'ai_edge_litert') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "tensorflow" not in done.stdout or ON_TENSORFLOW
+    assert "ai_edge_litert" not in done.stdout

@@ -1,0 +1,42 @@
+"""The notebooks run from top to bottom and reach what their text says."""
+
+import os
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture(scope="module")
+def notebook():
+    return nbformat.read(EXAMPLES / "fine_tuning.ipynb", as_version=4)
+
+
+def test_fine_tuning(notebook, tmp_path, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    source = "print('checked', probe_accuracy, keras_accuracy, litert_accuracy)"
+    notebook.cells.append(nbformat.v4.new_code_cell(source))
+    client = NotebookClient(notebook, timeout=600, kernel_name="python3")
+    client.execute(cwd=tmp_path, env={**os.environ})
+    *_, line = notebook.cells[-1].outputs[0].text.strip().splitlines()
+    probe, fine_tuned, litert = map(float, line.split()[1:])
+    assert 0.6 < probe < fine_tuned
+    assert fine_tuned >= 0.95 and litert >= fine_tuned - 0.01
+    assert not list(tmp_path.iterdir())
+
+
+def test_saved_outputs_are_presentable():
+    """The committed notebook was run once, is small, and tells nothing about the machine."""
+    path = EXAMPLES / "fine_tuning.ipynb"
+    saved = nbformat.read(path, as_version=4)
+    code = [cell for cell in saved.cells if cell.cell_type == "code"]
+    outputs = [output for cell in code for output in cell.outputs]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
+    assert all(output.get("name") != "stderr" for output in outputs)
+    text = path.read_text()
+    assert len(text) < 250_000
+    assert not [word for word in ("/home/", "/tmp/", "/root/", "site-packages") if word in text]
