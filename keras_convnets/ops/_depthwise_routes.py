@@ -1,0 +1,219 @@
+"""Ways to compute a depthwise convolution and its gradients, for sizes that are all known.
+
+`x` is (batch, height, width, channels), `kernel` (kernel_height, kernel_width, channels); `rows`
+and `columns` are the `Window` along each axis.
+"""
+
+from __future__ import annotations
+
+import keras
+from keras import ops
+
+from keras_convnets.ops import _fourier as fourier
+
+# XLA stops fusing longer sums into one loop, and each term then makes a pass over memory.
+MOST_TERMS = 121
+# Terms per step of the loop over the output gradient: enough to amortise the step.
+TERMS_PER_STEP = 28
+
+
+def fit(x, befores, afters):
+    """Pads axes 1 and 2 with zeros; negative widths cut."""
+    kept = [slice(max(-before, 0), min(after, 0) or None) for before, after in zip(befores, afters)]
+    zeros = [(max(before, 0), max(after, 0)) for before, after in zip(befores, afters)]
+    x = x[:, kept[0], kept[1]]
+    if zeros == [(0, 0), (0, 0)]:
+        return x
+    return ops.pad(x, [(0, 0), *zeros, *[(0, 0)] * (len(x.shape) - 3)])
+
+
+def spread(x, strides):
+    """`x` with stride - 1 zeros between its pixels."""
+    if strides == (1, 1):
+        return x
+    batch, (height, width, channels) = ops.shape(x)[0], x.shape[1:]
+    (sy, sx) = strides
+    x = ops.reshape(x, (batch, height, 1, width, 1, channels))
+    x = ops.pad(x, [(0, 0), (0, 0), (0, sy - 1), (0, 0), (0, sx - 1), (0, 0)])
+    x = ops.reshape(x, (batch, height * sy, width * sx, channels))
+    return x[:, : (height - 1) * sy + 1, : (width - 1) * sx + 1]
+
+
+def every(start, count, step):
+    """`count` indices from `start`, `step` apart."""
+    return slice(start, start + (count - 1) * step + 1, step)
+
+
+def padded(x, rows, columns):
+    return fit(x, (rows.before, columns.before), (rows.after, columns.after))
+
+
+def sum_of_shifts(image, terms, rows, columns, batch):
+    """The sum over terms (top, left, factor) of `image`, from there on, times the factor.
+
+    A loop over two halves of the rows, not for its own sake: XLA fuses a bare sum into everything
+    that reads it, and a normalisation after it would compute it again for each of its statistics.
+    """
+    steps = min(2, rows.output)
+    height = -(-rows.output // steps)
+    (_, _, width, channels), stride = image.shape, rows.stride
+    span = max(top for top, _, _ in terms) + (height - 1) * stride + 1
+
+    def add_half(step, y):
+        start = step * (rows.output - height)
+        half = ops.slice(
+            image, (0, start * stride, 0, 0), (ops.shape(image)[0], span, width, channels)
+        )
+        total = 0.0
+        for top, left, factor in terms:
+            vertical = every(top, height, stride)
+            horizontal = every(left, columns.output, columns.stride)
+            total = total + half[:, vertical, horizontal] * factor
+        return ops.slice_update(y, (0, start, 0, 0), total)
+
+    y = ops.zeros((batch, rows.output, columns.output, channels), image.dtype)
+    return ops.fori_loop(0, steps, add_half, y)
+
+
+def shifted(x, kernel, rows, columns):
+    """A term for each tap: the image, shifted, times the tap."""
+    terms = [
+        (i * rows.rate, j * columns.rate, kernel[i, j])
+        for i in range(rows.kernel)
+        for j in range(columns.kernel)
+    ]
+    return sum_of_shifts(padded(x, rows, columns), terms, rows, columns, ops.shape(x)[0])
+
+
+def swapped(x, kernel, rows, columns):
+    """A term for each pixel: the flipped kernel, shifted, times the pixel. For small maps."""
+    kernel = ops.flip(kernel, (0, 1))[None]
+    kernel = spread(kernel, (rows.rate, columns.rate))
+    # Output o takes from pixel h the tap at h + before - o*stride, which flipping puts at
+    # reach - 1 - before - h + o*stride; the padding makes that index positive for the last pixel.
+    y_start, y_more = _reach_of_taps(rows)
+    x_start, x_more = _reach_of_taps(columns)
+    kernel = fit(kernel, (y_start, x_start), (y_more, x_more))
+    terms = [
+        (rows.size - 1 - h, columns.size - 1 - w, x[:, h : h + 1, w : w + 1])
+        for h in range(rows.size)
+        for w in range(columns.size)
+    ]
+    return sum_of_shifts(kernel, terms, rows, columns, ops.shape(x)[0])
+
+
+def _reach_of_taps(window):
+    before = window.size - 1 - (window.reach - 1 - window.before)
+    length = window.size + (window.output - 1) * window.stride
+    return before, length - before - window.reach
+
+
+def fft(x, kernel, rows, columns):
+    """A product of spectra."""
+    sizes = _transform_sizes(rows, columns)
+    spectrum = fourier.rfft2(ops.transpose(x, (0, 3, 1, 2)), sizes)
+    y = fourier.irfft2(spectrum * fourier.conj(_spectrum(kernel, rows, columns, sizes)), sizes)
+    y = ops.roll(y, (rows.before, columns.before), (2, 3))
+    y = y[:, :, every(0, rows.output, rows.stride), every(0, columns.output, columns.stride)]
+    return ops.transpose(y, (0, 2, 3, 1))
+
+
+def _spectrum(kernel, rows, columns, sizes):
+    kernel = spread(kernel[None], (rows.rate, columns.rate))[0]
+    return fourier.rfft2(ops.transpose(kernel, (2, 0, 1)), sizes)
+
+
+def _transform_sizes(*axes):
+    """Long enough that what wraps around meets zeros only."""
+    return [
+        fourier.fast_size(
+            max(
+                window.size + max(window.before, window.after, 0),
+                window.reach,
+                (window.output - 1) * window.stride + 1,
+            )
+        )
+        for window in axes
+    ]
+
+
+def kernel_gradient_rows(x, gradient, rows, columns):
+    """A term for each output pixel, looping over blocks of them, all images at once."""
+    x = padded(x, rows, columns)
+    steps_across = -(-columns.output // TERMS_PER_STEP)
+    width = -(-columns.output // steps_across)
+    steps_down = -(-rows.output // max(1, TERMS_PER_STEP // width))
+    height = -(-rows.output // steps_down)
+    more_rows = steps_down * height - rows.output
+    more_columns = steps_across * width - columns.output
+    gradient = fit(gradient, (0, 0), (more_rows, more_columns))
+    x = fit(x, (0, 0), (more_rows * rows.stride, more_columns * columns.stride))
+    batch, channels = ops.shape(x)[0], x.shape[3]
+    block = (
+        batch,
+        (height - 1) * rows.stride + rows.reach,
+        (width - 1) * columns.stride + columns.reach,
+        channels,
+    )
+
+    def add_block(step, total):
+        top, left = (step // steps_across) * height, (step % steps_across) * width
+        pixels = ops.slice(x, (0, top * rows.stride, left * columns.stride, 0), block)
+        weights = ops.slice(gradient, (0, top, left, 0), (batch, height, width, channels))
+        for p in range(height):
+            for q in range(width):
+                total += (
+                    pixels[
+                        :,
+                        every(p * rows.stride, rows.kernel, rows.rate),
+                        every(q * columns.stride, columns.kernel, columns.rate),
+                    ]
+                    * weights[:, p : p + 1, q : q + 1]
+                )
+        return total
+
+    total = ops.zeros((batch, rows.kernel, columns.kernel, channels), x.dtype)
+    return ops.sum(ops.fori_loop(0, steps_down * steps_across, add_block, total), 0)
+
+
+def kernel_gradient_fft(x, gradient, rows, columns):
+    """A product of spectra, summed over the images."""
+    sizes = _transform_sizes(rows, columns)
+    gradient = spread(gradient, (rows.stride, columns.stride))
+    spectrum = fourier.rfft2(ops.transpose(x, (0, 3, 1, 2)), sizes)
+    spectrum *= fourier.conj(fourier.rfft2(ops.transpose(gradient, (0, 3, 1, 2)), sizes))
+    kernel = fourier.irfft2(ops.sum(spectrum, 0), sizes)
+    kernel = ops.roll(kernel, (rows.before, columns.before), (1, 2))
+    kernel = kernel[:, every(0, rows.kernel, rows.rate), every(0, columns.kernel, columns.rate)]
+    return ops.transpose(kernel, (1, 2, 0))
+
+
+FORWARD = {"shifted": shifted, "swapped": swapped, "fft": fft}
+KERNEL_GRADIENT = {"rows": kernel_gradient_rows, "fft": kernel_gradient_fft}
+
+
+def forward(compute, x, kernel, rows, columns):
+    """The convolution by one of the functions above, in float32 or more, without useless taps."""
+    vertical, horizontal = rows.useful_taps, columns.useful_taps
+    kernel = kernel[vertical, horizontal, :, 0]
+    rows, columns = rows.with_taps(vertical), columns.with_taps(horizontal)
+    return ops.cast(compute(wide(x), wide(kernel), rows, columns), x.dtype)
+
+
+def input_gradient(compute, gradient, kernel, rows, columns):
+    """The gradient of `x`: a convolution with the flipped kernel."""
+    gradient = spread(gradient, (rows.stride, columns.stride))
+    return forward(compute, gradient, ops.flip(kernel, (0, 1)), rows.adjoint, columns.adjoint)
+
+
+def kernel_gradient(compute, x, gradient, rows, columns):
+    """The gradient of `kernel`, zero for useless taps, in float32 or more."""
+    taps = rows.useful_taps, columns.useful_taps
+    windows = [window.with_taps(t) for window, t in zip((rows, columns), taps)]
+    kernel = compute(wide(x), wide(gradient), *windows)[..., None]
+    zeros = [(t.start, window.kernel - t.stop) for window, t in zip((rows, columns), taps)]
+    return ops.cast(ops.pad(kernel, [*zeros, (0, 0), (0, 0)]), x.dtype)
+
+
+def wide(x):
+    return x if keras.backend.standardize_dtype(x.dtype) == "float64" else ops.cast(x, "float32")
