@@ -7,15 +7,17 @@ here imports it before `--backend` is known, and names and mistakes are answered
 from __future__ import annotations
 
 import argparse
-import ast
 import contextlib
 import difflib
 import fnmatch
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from keras_convnets import catalog
 
 BACKENDS = ("tensorflow", "jax", "torch")
 START = time.perf_counter()
@@ -68,6 +70,28 @@ def _parser():
         "--weights", default="imagenet", help="file or tag of `info`; default: the first published"
     )
     command.add_argument("--top", type=positive, default=5, help="default: 5")
+
+    weights = commands.add_parser("weights", help="published checkpoints and files of your own")
+    actions = weights.add_subparsers(required=True, metavar="ACTION", dest="action")
+
+    command = actions.add_parser("list", help="the published checkpoints")
+    command.set_defaults(command=weights_list)
+    command.add_argument("pattern", nargs="?", default="*", help="such as 'resnet50.*'")
+
+    command = actions.add_parser("fetch", help="download checkpoints into the cache")
+    command.set_defaults(command=weights_fetch)
+    command.add_argument("names", nargs="+", metavar="NAME", help="such as resnet50.a1_in1k")
+
+    command = actions.add_parser("verify", help="check that weights fit a model, array by array")
+    command.set_defaults(command=weights_verify)
+    command.add_argument("source", help="a NAME of `weights list`, a file, or an address")
+    command.add_argument("--model", help="any of `list`; not needed for a NAME")
+
+    command = actions.add_parser("convert", help="between .safetensors, .weights.h5 and .keras")
+    command.set_defaults(command=weights_convert)
+    command.add_argument("source", help="a NAME of `weights list`, a file, or an address")
+    command.add_argument("target", type=Path, help="a new .safetensors, .weights.h5 or .keras file")
+    command.add_argument("--model", help="any of `list`; not needed for a NAME")
     return parser
 
 
@@ -90,11 +114,22 @@ def quickstart(options: argparse.Namespace) -> None:
 
 
 def list_(options: argparse.Namespace) -> None:
-    models = known_models()
+    models = catalog.read()
     names = sorted(fnmatch.filter(models, options.pattern))
     if not names:
-        raise ValueError(f"PATTERN: {_unknown(options.pattern, models)}")
-    _print_table(("model", "family"), [(name, models[name]) for name in names])
+        raise ValueError(f"PATTERN: there is no model {_unknown(options.pattern, models)}")
+    titles = ("model", "family", "M parameters", "M multiply-adds", "pixels")
+    rows = [
+        (
+            name,
+            models[name].family,
+            f"{models[name].parameters / 1e6:.2f}",
+            f"{models[name].macs / 1e6:,.0f}",
+            models[name].input_size,
+        )
+        for name in names
+    ]
+    _print_table(titles, rows)
 
 
 def info(options: argparse.Namespace) -> None:
@@ -150,6 +185,110 @@ def predict(options: argparse.Namespace) -> None:
             print(f"  {100 * score:5.1f}%  {name}")
 
 
+def weights_list(options: argparse.Namespace) -> None:
+    _start_keras(None)
+    from keras_convnets import list_weights
+
+    rows = list_weights(options.pattern)
+    if not rows:
+        raise ValueError(f"PATTERN: no published checkpoint matches {options.pattern!r}")
+    titles = ("checkpoint", "licence", "labels", "pixels", "top-1 in %")
+    _print_table(
+        titles,
+        [
+            (name, row.license, row.labels or "-", row.input_size, row.top1 or "-")
+            for name, row in rows.items()
+        ],
+    )
+
+
+def weights_fetch(options: argparse.Namespace) -> None:
+    _start_keras(None)
+    from keras_convnets.weights import fetch_checkpoint
+
+    checkpoints = {name: _checkpoint("NAME", name) for name in options.names}
+    for name, checkpoint in checkpoints.items():
+        with _about(name):
+            print(f"{name}: {fetch_checkpoint(name, checkpoint)}")
+
+
+def weights_verify(options: argparse.Namespace) -> None:
+    model, state = _opened(options)
+    from keras_convnets import create_model
+    from keras_convnets.weights import verify
+
+    with _about(options.source):
+        if isinstance(state, Path):
+            create_model(model, weights=state)
+        else:
+            verify(model, state)
+    print(f"{options.source}: fits {model}, every array used and every variable filled")
+
+
+def weights_convert(options: argparse.Namespace) -> None:
+    model, state = _opened(options)
+    from keras_convnets.weights import save_state_dict
+
+    name = options.target.name
+    if options.target.exists():
+        raise ValueError(f"TARGET: {str(options.target)!r} exists already; name a new file")
+    if not name.endswith((".safetensors", ".weights.h5", ".keras")):
+        raise ValueError(f"TARGET: {name!r} must end in .safetensors, .weights.h5 or .keras")
+    with _about(options.source):
+        network = _filled(model, state)
+    with _about("TARGET"), tempfile.TemporaryDirectory(dir=options.target.parent) as folder:
+        draft = Path(folder) / name
+        if name.endswith(".safetensors"):
+            save_state_dict(network, draft)
+        elif name.endswith(".keras"):
+            network.save(draft)
+        else:
+            network.save_weights(draft)
+        os.replace(draft, options.target)
+    print(f"{options.target}: {model} with the weights of {options.source}")
+
+
+def _filled(model, state):
+    """A model with the weights; a .keras file brings its own classifier."""
+    import keras
+
+    from keras_convnets import create_model
+
+    if not isinstance(state, Path) or state.suffix != ".keras":
+        return create_model(model, weights=state)
+    network = keras.saving.load_model(state)
+    if getattr(network, "variant", None) != model:
+        raise ValueError(f"this file holds {network.name}, which is no {model}")
+    return network
+
+
+def _checkpoint(argument, name):
+    """The published row of a name."""
+    from keras_convnets import list_weights
+
+    rows = list_weights()
+    if name not in rows:
+        raise ValueError(f"{argument}: there is no published checkpoint {_unknown(name, rows)}")
+    return rows[name]
+
+
+def _opened(options):
+    """The model and the state dict, or Keras file, of `weights verify` and `weights convert`."""
+    if options.model:
+        _check_model("--model", options.model)
+    _start_keras(None)
+    from keras_convnets import list_weights
+    from keras_convnets.weights import open_checkpoint, open_source
+
+    with _about(options.source):
+        row = list_weights().get(options.source)
+        if row is not None:
+            return options.source.partition(".")[0], open_checkpoint(options.source, row)
+        if not options.model:
+            raise ValueError("this is no published checkpoint; for a file say --model NAME")
+        return options.model, open_source(options.source)
+
+
 def _best(scores, top):
     """The best classes and their scores; by number where their count is of no known label set."""
     from keras_convnets.labels import decode_predictions
@@ -164,33 +303,16 @@ def _best(scores, top):
     return [(f"class {i}", scores[i]) for i in (-scores).argsort(kind="stable")[:top]]
 
 
-def known_models() -> dict[str, str]:
-    """The family of each model, from the tables of the family files.
-
-    Their assignments and functions are evaluated one by one without their imports, which would take
-    seconds; those that need an import, as VARIANTS must not, are left out.
-    """
-    models = {}
-    for path in sorted((Path(__file__).parent / "applications").glob("*.py")):
-        names = {}
-        for statement in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(statement, (ast.Assign, ast.FunctionDef)):
-                with contextlib.suppress(NameError):
-                    exec(compile(ast.Module([statement], []), path, "exec"), names)
-        models.update(dict.fromkeys(names.get("VARIANTS", ()), path.stem))
-    return models
-
-
 def _check_model(argument, name):
-    models = known_models()
+    models = catalog.read()
     if name not in models:
-        raise ValueError(f"{argument}: {_unknown(name, models)}")
+        raise ValueError(f"{argument}: there is no model {_unknown(name, models)}")
 
 
 def _unknown(name, models):
     near = difflib.get_close_matches(name, models, n=3, cutoff=0.5)
-    hint = f"did you mean {', '.join(near)}?" if near else "`keras-convnets list` shows all."
-    return f"there is no model {name!r}; {hint}"
+    hint = f"did you mean {', '.join(near)}?" if near else "`list` shows all."
+    return f"{name!r}; {hint}"
 
 
 def _start_keras(backend):

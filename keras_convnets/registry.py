@@ -61,12 +61,14 @@ class Family:
     Args:
         build: generator function `(image, **variant)` that yields one tap per resolution; what it
             returns, if anything, is the final feature map where that is not the last tap.
-        variants: arguments of `build` by variant id.
+        variants: arguments of `build` by variant id; under `"head"` those of `pre_logits`.
         weights: `Checkpoint` rows by `"variant.tag"`; a variant's first row is its default.
         keys: rewrite rules (pattern, replacement) from our layer paths to the published names.
         pre_logits: function of the pooled features `(batch, channels)` that the classifier follows,
             or `None` for the identity.
         head_initializer: initialiser of the classifier's kernel.
+        pre_pool: function of the final map `(batch, height, width, channels)` that pooling and
+            classifier follow, or `None` for the identity.
         module: the family's module.
     """
 
@@ -76,6 +78,7 @@ class Family:
     keys: list[tuple[str, str]]
     pre_logits: Callable | None
     head_initializer: str
+    pre_pool: Callable | None
     module: object
 
     @property
@@ -106,12 +109,13 @@ def family(
     keys: list[tuple[str, str]],
     pre_logits: Callable | None = None,
     head_initializer: str = "keras_convnets>TorchUniform",
+    pre_pool: Callable | None = None,
 ) -> Callable:
     """Decorator that registers a family function under each of its variants; see `Family`."""
 
     def register(build):
         module = inspect.getmodule(build)
-        row = Family(build, variants, weights, keys, pre_logits, head_initializer, module)
+        row = Family(build, variants, weights, keys, pre_logits, head_initializer, pre_pool, module)
         taken = [variant for variant in variants if _FAMILIES.get(variant, row).name != row.name]
         if taken:
             raise ValueError(f"family {row.name}: variants {taken} are registered already.")

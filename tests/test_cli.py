@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_sample_image
 
-from keras_convnets import cli, create_model, list_models, list_weights, model_info
+from keras_convnets import catalog, cli, create_model, list_models, list_weights, model_info
 from keras_convnets.labels import decode_predictions
 from keras_convnets.preprocessing import preprocess_image
 from keras_convnets.registry import Checkpoint
 from keras_convnets.weights import save_state_dict
+from keras_convnets.weights.readers import read_state
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +52,7 @@ def run(code):
 
 
 def test_knows_every_model_without_keras():
-    assert sorted(cli.known_models()) == list_models()
+    assert sorted(catalog.read()) == list_models()
     done = run("main(['list']); assert 'keras' not in sys.modules")
     assert done.returncode == 0, done.stderr
     assert all(name in done.stdout for name in list_models())
@@ -60,7 +61,10 @@ def test_knows_every_model_without_keras():
 def test_list(capsys):
     assert cli.main(["list", "convnextv2_[an]*"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if "v2" in line]
-    assert lines == [["convnextv2_atto", "convnext"], ["convnextv2_nano", "convnext"]]
+    assert lines == [
+        ["convnextv2_atto", "convnext", "3.71", "547", "224"],
+        ["convnextv2_nano", "convnext", "15.62", "2,446", "224"],
+    ]
     assert "did you mean resnet18" in fails(capsys, "list", "resnet_18")
 
 
@@ -146,3 +150,36 @@ def test_backend_that_is_not_installed(photograph):
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert "--backend" in line and 'pip install "keras-convnets[jax]"' in line
+
+
+def test_weights_list():
+    done = run("main(['weights', 'list', 'resnet50.a*'])")
+    assert "resnet50.a1_in1k" in done.stdout and "apache-2.0" in done.stdout
+    assert "resnet50.tv_in1k" not in done.stdout
+
+
+def test_weights_verify_and_convert(tmp_path, capsys):
+    model = create_model("convnext_test", weights=None, classes=7)
+    source = tmp_path / "model.safetensors"
+    save_state_dict(model, source)
+    about = ["--model", "convnext_test"]
+    assert cli.main(["weights", "verify", str(source), *about]) == 0
+    assert "fits convnext_test" in capsys.readouterr().out
+    for form in ("keras", "weights.h5"):
+        target = tmp_path / f"converted.{form}"
+        assert cli.main(["weights", "convert", str(source), str(target), *about]) == 0
+        again = create_model("convnext_test", weights=target, classes=7)
+        for ours, theirs in zip(again.get_weights(), model.get_weights(), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    home = tmp_path / "home.safetensors"
+    cli.main(["weights", "convert", str(tmp_path / "converted.keras"), str(home), *about])
+    for key, array in read_state(source).items():
+        np.testing.assert_array_equal(read_state(home)[key], array)
+    capsys.readouterr()
+    assert "exists already" in fails(capsys, "weights", "convert", source, target, *about)
+    assert "must end in" in fails(capsys, "weights", "convert", source, source / "x.pth", *about)
+    assert "--model NAME" in fails(capsys, "weights", "verify", source)
+    line = fails(capsys, "weights", "verify", source, "--model", "resnet_test")
+    assert "do not fit 'resnet_test'" in line
+    line = fails(capsys, "weights", "fetch", "resnet50.a9_in1k")
+    assert "did you mean" in line and "resnet50.a1_in1k" in line

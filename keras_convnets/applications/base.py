@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import keras
 from keras.src.backend.common import global_state
 
+from keras_convnets import catalog
 from keras_convnets.graph.count import count
 from keras_convnets.registry import Checkpoint, Family, find_family
 
@@ -178,11 +179,13 @@ def _build(
     image = _image(input_tensor, input_shape, include_top, checkpoint)
 
     arguments = {"drop_path_rate": drop_path_rate} if row.takes_drop_path else {}
-    taps, final = _levels(row.build(image, **row.variants[variant], **arguments))
+    arguments |= row.variants[variant]
+    head = arguments.pop("head", {})
+    taps, final = _levels(row.build(image, **arguments))
     if features:
         outputs = _select(taps, out_indices)
     else:
-        outputs = _head(row, final, include_top, pooling, classes, classifier_activation)
+        outputs = _head(row, final, head, include_top, pooling, classes, classifier_activation)
 
     model = ConvNet(image, outputs, name=name or variant)
     model.variant = variant
@@ -334,15 +337,17 @@ def _select(taps, out_indices):
         ) from None
 
 
-def _head(row, x, include_top, pooling, classes, classifier_activation):
+def _head(row, x, arguments, include_top, pooling, classes, classifier_activation):
     if not include_top and pooling is None:
         return x
+    if row.pre_pool is not None:
+        x = row.pre_pool(x)
     pool = (
         keras.layers.GlobalMaxPooling2D if pooling == "max" else keras.layers.GlobalAveragePooling2D
     )
     x = pool(name="pool")(x)
     if row.pre_logits is not None:
-        x = row.pre_logits(x)
+        x = row.pre_logits(x, **arguments)
     if not include_top:
         return x
     x = keras.layers.Dense(classes, kernel_initializer=row.head_initializer, name="head")(x)
@@ -407,7 +412,7 @@ class ModelInfo:
 
 
 def model_info(name: str, input_size: int | None = None) -> ModelInfo:
-    """Facts about a model, found by building it without memory.
+    """Facts about a model, found without building it (but for MACs at another size).
 
     Args:
         name: registry name.
@@ -415,19 +420,20 @@ def model_info(name: str, input_size: int | None = None) -> ModelInfo:
             default checkpoint, else 224.
     """
     row = find_family(name)
-    rows = row.rows(name)
-    size = input_size or next((r.input_size for r in rows.values()), DEFAULT_SIZE)
-    shape = (size, size, 3)
-    with without_allocation():
-        counts = count(create_model(name, weights=None, input_shape=shape))
-        taps = create_model(name, weights=None, input_shape=shape, features=True).outputs
+    entry = catalog.read().get(name) or catalog.derive(name)  # a family of the user's own
+    if input_size in (None, entry.input_size):
+        macs = entry.macs
+    else:
+        with without_allocation():
+            shape = (input_size, input_size, 3)
+            macs = count(create_model(name, weights=None, input_shape=shape)).macs
     return ModelInfo(
         name,
         row.name,
         tuple(re.findall(r"https://[^\s,)]+", row.module.__doc__)),
-        counts.parameters,
-        counts.macs,
-        size,
-        tuple((round(size / tap.shape[1]), tap.shape[-1]) for tap in taps),
-        rows,
+        entry.parameters,
+        macs,
+        input_size or entry.input_size,
+        tuple(tuple(map(int, tap.split(":"))) for tap in entry.taps.split()),
+        row.rows(name),
     )

@@ -1,6 +1,6 @@
 """Published checkpoints: where they are, how they are read, and how they fill a model."""
 
-from keras_convnets.weights.open import open_checkpoint, open_source
+from keras_convnets.weights.open import fetch_checkpoint, open_checkpoint, open_source
 from keras_convnets.weights.state import (
     count_classes,
     fill,
@@ -8,10 +8,12 @@ from keras_convnets.weights.state import (
     save_state_dict,
     slots,
     state_dict,
+    verify,
 )
 
 __all__ = [
     "count_classes",
+    "fetch_checkpoint",
     "fill",
     "load_state_dict",
     "open_checkpoint",
@@ -19,4 +21,5 @@ __all__ = [
     "save_state_dict",
     "slots",
     "state_dict",
+    "verify",
 ]

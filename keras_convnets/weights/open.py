@@ -18,8 +18,8 @@ KERAS_FILES = (".keras", ".h5")
 PICKLES = (".pth", ".pt", ".bin")
 
 
-def open_checkpoint(name: str, checkpoint: Checkpoint) -> Mapping[str, np.ndarray] | Path:
-    """Opens a published row, `name` being its `"variant.tag"`, downloading it if need be.
+def fetch_checkpoint(name: str, checkpoint: Checkpoint) -> Path:
+    """The local file of a published row, downloaded if need be; `name` is its `"variant.tag"`.
 
     A non-commercial licence, or none, is said in a warning.
     """
@@ -31,7 +31,12 @@ def open_checkpoint(name: str, checkpoint: Checkpoint) -> Mapping[str, np.ndarra
         terms = None
     if terms:
         warnings.warn(f"The weights {name!r} {terms}.", stacklevel=2)
-    return open_source(checkpoint.source or f"hf://timm/{name}", checkpoint.sha256)
+    return fetch(checkpoint.source or f"hf://timm/{name}", checkpoint.sha256)
+
+
+def open_checkpoint(name: str, checkpoint: Checkpoint) -> Mapping[str, np.ndarray] | Path:
+    """`open_source` for a published row; see `fetch_checkpoint`."""
+    return _opened(fetch_checkpoint(name, checkpoint), downloaded=True)
 
 
 def open_source(
@@ -45,9 +50,12 @@ def open_source(
         ValueError: for a file of another kind, or a malformed one.
         OSError: if it cannot be had; see `keras_convnets.weights.sources.fetch`.
     """
-    path = fetch(source, sha256)
+    return _opened(fetch(source, sha256), downloaded="://" in str(source))
+
+
+def _opened(path, downloaded):
     if path.suffix in KERAS_FILES:
         return path
-    if "://" in str(source) and path.suffix in PICKLES:
+    if downloaded and path.suffix in PICKLES:
         return converted(path, "state", lambda: dict(read_state(path)))
     return read_state(path)

@@ -196,15 +196,29 @@ def count_classes(row: Family, state: Mapping[str, np.ndarray]) -> int | None:
     return _shape(state, key)[0] if key in state else None
 
 
+def verify(variant: str, state: Mapping[str, np.ndarray]) -> None:
+    """Raises `ValueError` unless a state dict fits a variant, with its own classifier or none."""
+    from keras_convnets.applications.base import create_model, without_allocation
+
+    classes = count_classes(find_family(variant), state)
+    top = {"classes": classes} if classes else {"include_top": False}
+    with without_allocation():
+        _check(variant, slots(create_model(variant, weights=None, **top)), state)
+
+
 def _load(model, wanted, state):
-    problems = misfits(model.variant, wanted, state)
-    if problems:
-        raise ValueError(
-            f"These weights do not fit {model.variant!r} ({len(wanted)} arrays); nothing was "
-            "loaded.\n  " + "\n  ".join(problems)
-        )
+    _check(model.variant, wanted, state)
     for key, slot in wanted.items():
         slot.assign(_aligned(wanted, key, state))
+
+
+def _check(variant, wanted, state):
+    problems = misfits(variant, wanted, state)
+    if problems:
+        raise ValueError(
+            f"These weights do not fit {variant!r} ({len(wanted)} arrays); nothing was loaded.\n  "
+            + "\n  ".join(problems)
+        )
 
 
 def misfits(variant: str, wanted: Mapping[str, Slot], state: Mapping[str, np.ndarray]) -> list[str]:
@@ -227,9 +241,10 @@ def misfits(variant: str, wanted: Mapping[str, Slot], state: Mapping[str, np.nda
 
 
 def _aligned(wanted, key, state):
-    """The array for a key; the stem's, which comes first in the model, with the right channels."""
-    value = np.asarray(state[key])
-    return adapt_stem(value, wanted[key].shape) if key == next(iter(wanted)) else value
+    """The array for a key; the stem's, the first layer or block, with the right channels."""
+    value, slot = np.asarray(state[key]), wanted[key]
+    stem = next(iter(wanted.values())).path.partition("/")[0]
+    return adapt_stem(value, slot.shape) if slot.path.partition("/")[0] == stem else value
 
 
 def _is_counter(key, names):

@@ -1,0 +1,84 @@
+"""What is known of each model without building it: `data/models.tsv`.
+
+Reading needs neither Keras nor seconds. The families' tests hold each line to what is built; after
+a change it is written again by
+
+    python -c "from keras_convnets import catalog; catalog.write()"
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+PATH = Path(__file__).parent / "data" / "models.tsv"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model with its classifier.
+
+    Args:
+        name: registry name.
+        family: name of the family's module.
+        parameters: number of trainable parameters.
+        macs: multiply-accumulates of convolutions and matrix products for one image.
+        input_size: side in pixels of the square image that `macs` are counted at.
+        taps: `"stride:channels"` of each tap, separated by spaces.
+    """
+
+    name: str
+    family: str
+    parameters: int
+    macs: int
+    input_size: int
+    taps: str
+
+
+@functools.cache
+def read() -> dict[str, Entry]:
+    """All entries by name."""
+    with PATH.open(newline="") as file:
+        return {
+            row["name"]: Entry(
+                row["name"],
+                row["family"],
+                int(row["parameters"]),
+                int(row["macs"]),
+                int(row["input_size"]),
+                row["taps"],
+            )
+            for row in csv.DictReader(file, delimiter="\t")
+        }
+
+
+def derive(name: str) -> Entry:
+    """A model's entry from the model itself, built without memory."""
+    from keras_convnets.applications.base import DEFAULT_SIZE, create_model, without_allocation
+    from keras_convnets.graph import count
+    from keras_convnets.registry import find_family
+
+    family = find_family(name)
+    size = next((row.input_size for row in family.rows(name).values()), DEFAULT_SIZE)
+    arguments = {"weights": None, "input_shape": (size, size, 3)}
+    with without_allocation():
+        counts = count(create_model(name, **arguments))
+        taps = create_model(name, features=True, **arguments).outputs
+    pyramid = " ".join(f"{round(size / tap.shape[1])}:{tap.shape[-1]}" for tap in taps)
+    return Entry(name, family.name, counts.parameters, counts.macs, size, pyramid)
+
+
+def write() -> None:
+    """Rewrites the file from the models."""
+    from keras_convnets.registry import list_models
+
+    part = PATH.with_suffix(".part")
+    with part.open("w", newline="") as file:
+        names = [field.name for field in fields(Entry)]
+        writer = csv.DictWriter(file, names, delimiter="\t", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(derive(name)) for name in list_models())
+    os.replace(part, PATH)
