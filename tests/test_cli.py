@@ -182,4 +182,4 @@ def test_weights_verify_and_convert(tmp_path, capsys):
     line = fails(capsys, "weights", "verify", source, "--model", "resnet_test")
     assert "do not fit 'resnet_test'" in line
     line = fails(capsys, "weights", "fetch", "resnet50.a9_in1k")
-    assert "did you mean" in line and "resnet50.a1_in1k" in line
+    assert "did you mean resnet50." in line
