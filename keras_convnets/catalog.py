@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 PATH = Path(__file__).parent / "data" / "models.tsv"
+SIDE = 448  # pixels; strides of 2 to 64, and of 14, divide it
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,11 @@ def derive(name: str) -> Entry:
 
     family = find_family(name)
     size = next((row.input_size for row in family.rows(name).values()), DEFAULT_SIZE)
-    arguments = {"weights": None, "input_shape": (size, size, 3)}
     with without_allocation():
-        counts = count(create_model(name, **arguments))
-        taps = create_model(name, features=True, **arguments).outputs
-    pyramid = " ".join(f"{round(size / tap.shape[1])}:{tap.shape[-1]}" for tap in taps)
+        counts = count(create_model(name, weights=None, input_shape=(size, size, 3)))
+        shape = (SIDE, SIDE, 3)
+        taps = create_model(name, weights=None, input_shape=shape, features=True).outputs
+    pyramid = " ".join(f"{SIDE // tap.shape[1]}:{tap.shape[-1]}" for tap in taps)
     return Entry(name, family.name, counts.parameters, counts.macs, size, pyramid)
 
 

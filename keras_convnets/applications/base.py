@@ -273,9 +273,12 @@ def _open_weights(variant, tag, checkpoint, weights):
 def _published_classes(row, variant, checkpoint, state):
     if not isinstance(state, Mapping):
         return DEFAULT_CLASSES
-    from keras_convnets.weights import count_classes
+    from keras_convnets.weights import count_classes, published_names
 
     classes = count_classes(row, state)
+    known = published_names(variant)
+    if classes is None and sum(key in known for key in state) < len(state) / 2:
+        return DEFAULT_CLASSES  # of another model altogether: loading lists what does not fit
     if classes is None or (checkpoint is not None and checkpoint.labels is None):
         raise ValueError(
             f"These weights of {variant!r} have no classifier, which contradicts include_top=True: "

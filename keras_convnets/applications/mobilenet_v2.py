@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import math
 
-import keras
-
 from keras_convnets.applications.base import application, preprocess_input_of
-from keras_convnets.layers import Block, ConvNormAct, DepthwiseNormAct, make_divisible
+from keras_convnets.layers import ConvNormAct, InvertedResidual, make_divisible
 from keras_convnets.layers.initializers import FAN_OUT_UNIFORM
 from keras_convnets.registry import Checkpoint, family
 
@@ -67,35 +65,6 @@ STAGES = (
 )
 
 
-@keras.saving.register_keras_serializable("keras_convnets")
-class InvertedResidual(Block):
-    """Expand with 1x1, filter with a depthwise 3x3, project linearly with 1x1 (figure 3b).
-
-    Input: (batch, height, width, channels). Output: (batch, height / strides, width / strides,
-    width). `expanded`: channels of the depthwise convolution, no 1x1 before it if `None`; `skip`:
-    add the input.
-    """
-
-    def __init__(
-        self,
-        width: int,
-        expanded: int | None = None,
-        strides: int = 1,
-        skip: bool = False,
-        **kwargs,
-    ):
-        super().__init__(**kwargs)
-        self.skip = skip
-        self.expand = ConvNormAct(expanded, activation="relu6") if expanded else None
-        self.depthwise = DepthwiseNormAct(3, strides, "relu6")
-        self.project = ConvNormAct(width)
-
-    def call(self, x):
-        y = self.expand(x) if self.expand else x
-        y = self.project(self.depthwise(y))
-        return x + y if self.skip else y
-
-
 @family(VARIANTS, WEIGHTS, KEYS, head_initializer=FAN_OUT_UNIFORM)
 def mobilenet_v2(x, alpha, depth_multiplier=1.0, scale_ends=True, stages=STAGES, head_width=1280):
     """Yields the output of the last stage of each resolution: strides 2, 4, 8, 16, 32.
@@ -114,8 +83,10 @@ def mobilenet_v2(x, alpha, depth_multiplier=1.0, scale_ends=True, stages=STAGES,
         for i in range(repeats):
             x = InvertedResidual(
                 width,
-                expanded=channels * expansion if expansion > 1 else None,
+                expanded=channels * expansion,
                 strides=strides if i == 0 else 1,
+                activation="relu6",
+                expand=expansion > 1,
                 skip=channels == width and (i > 0 or strides == 1),
                 name=f"stage{stage}_block{i}",
             )(x)

@@ -56,7 +56,8 @@ def flatten(model: keras.Model) -> keras.Model:
         inlined = inline(keras.Model(model.input, model.output, name=model.name))
         flat = keras.models.clone_model(inlined)
         sources = {layer.name: layer for layer in inlined.layers}
-        for layer in flat.layers:
+        # Inputs have no weights, and may have another name in the clone.
+        for layer in filter(lambda layer: layer.weights, flat.layers):
             for target, source in zip(layer.weights, sources[layer.name].weights):
                 target.assign(np.array(source))  # a copy: JAX would share the buffer
     return flat

@@ -3,6 +3,7 @@
 from keras_convnets.layers.block import Block
 from keras_convnets.layers.conv import ConvNormAct, DepthwiseNormAct
 from keras_convnets.layers.depthwise import DepthwiseConv2D
+from keras_convnets.layers.inverted import InvertedResidual, SqueezeExcite
 from keras_convnets.layers.leaves import (
     DropPath,
     GlobalResponseNorm,
@@ -18,7 +19,9 @@ __all__ = [
     "DepthwiseNormAct",
     "DropPath",
     "GlobalResponseNorm",
+    "InvertedResidual",
     "LayerScale",
+    "SqueezeExcite",
     "make_divisible",
     "stochastic_depth",
 ]

@@ -1,4 +1,4 @@
-"""Convolution, BatchNorm and activation in one block, padded symmetrically."""
+"""Convolution, BatchNorm and activation in one block."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ class ConvNormAct(Block):
     """Convolution, BatchNorm and activation; no bias.
 
     Input: (batch, height, width, channels). Output: (batch, ceil(height / strides),
-    ceil(width / strides), filters). Padding is symmetric, `kernel_size // 2` on each side, where
-    Keras's "same" pads (0, 1) for a 3x3 kernel at stride 2.
+    ceil(width / strides), filters).
 
     Args:
         filters: output channels.
@@ -24,6 +23,9 @@ class ConvNormAct(Block):
         activation: name of a Keras activation, or `None`.
         zero_init: start with gamma = 0, so that the branch that this block ends adds nothing at
             first (Goyal et al. 2017, section 5.1).
+        padding: `"symmetric"`, `kernel_size // 2` on each side, as PyTorch pads; or `"same"`, as
+            TensorFlow pads: (0, 1) for a 3x3 kernel at stride 2 and an even size.
+        epsilon: of the BatchNorm.
     """
 
     def __init__(
@@ -33,10 +35,12 @@ class ConvNormAct(Block):
         strides: int = 1,
         activation: str | None = None,
         zero_init: bool = False,
+        padding: str = "symmetric",
+        epsilon: float = 1e-5,
         **kwargs,
     ):
         super().__init__(**kwargs)
-        padded = strides > 1 and kernel_size > 1
+        padded = strides > 1 and kernel_size > 1 and padding == "symmetric"
         self.pad = keras.layers.ZeroPadding2D(kernel_size // 2) if padded else None
         self.conv = keras.layers.Conv2D(
             filters,
@@ -47,7 +51,7 @@ class ConvNormAct(Block):
             kernel_initializer=FAN_OUT_NORMAL,
         )
         self.norm = keras.layers.BatchNormalization(
-            momentum=0.9, epsilon=1e-5, gamma_initializer="zeros" if zero_init else "ones"
+            momentum=0.9, epsilon=epsilon, gamma_initializer="zeros" if zero_init else "ones"
         )
         self.activation = keras.layers.Activation(activation) if activation else None
 
@@ -59,20 +63,27 @@ class ConvNormAct(Block):
 
 @keras.saving.register_keras_serializable("keras_convnets")
 class DepthwiseNormAct(Block):
-    """Depthwise convolution, BatchNorm and activation; no bias. Shapes as in `ConvNormAct`."""
+    """Depthwise convolution, BatchNorm and activation; no bias. Shapes and arguments as in
+    `ConvNormAct`."""
 
     def __init__(
-        self, kernel_size: int = 3, strides: int = 1, activation: str | None = None, **kwargs
+        self,
+        kernel_size: int = 3,
+        strides: int = 1,
+        activation: str | None = None,
+        padding: str = "symmetric",
+        epsilon: float = 1e-5,
+        **kwargs,
     ):
         super().__init__(**kwargs)
         self.conv = DepthwiseConv2D(
             kernel_size,
             strides,
-            padding=kernel_size // 2,
+            padding=kernel_size // 2 if padding == "symmetric" else padding,
             use_bias=False,
             depthwise_initializer=FAN_OUT_NORMAL,
         )
-        self.norm = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5)
+        self.norm = keras.layers.BatchNormalization(momentum=0.9, epsilon=epsilon)
         self.activation = keras.layers.Activation(activation) if activation else None
 
     def call(self, x):

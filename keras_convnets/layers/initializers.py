@@ -13,8 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 import keras
 import numpy as np
 
+FAN_IN_NORMAL = "keras_convnets>FanInNormal"
 FAN_OUT_NORMAL = "keras_convnets>FanOutNormal"
 FAN_OUT_UNIFORM = "keras_convnets>FanOutUniform"
+NORMAL_01 = "keras_convnets>Normal01"
 NORMAL_02 = "keras_convnets>Normal02"
 TORCH_UNIFORM = "keras_convnets>TorchUniform"
 BLOCK = 2**18
@@ -32,12 +34,12 @@ class _NumPyInitializer(keras.initializers.Initializer):
         # In blocks with streams of their own, so that threads can share the work.
         blocks = [values[i : i + BLOCK] for i in range(0, values.size, BLOCK)]
         streams = np.random.SeedSequence(self.seed).spawn(len(blocks))
+        scales = [self.scale(tuple(shape))] * len(blocks)
         if len(blocks) == 1:
-            self._fill(blocks[0], streams[0])
+            self._fill(blocks[0], streams[0], scales[0])
         else:
             with ThreadPoolExecutor() as threads:
-                list(threads.map(self._fill, blocks, streams))
-        values *= self.scale(tuple(shape))
+                list(threads.map(self._fill, blocks, streams, scales))
         return keras.ops.convert_to_tensor(values.reshape(shape), dtype or keras.config.floatx())
 
     def get_config(self):
@@ -45,15 +47,16 @@ class _NumPyInitializer(keras.initializers.Initializer):
 
 
 class _Normal(_NumPyInitializer):
-    def _fill(self, block, stream):
+    def _fill(self, block, stream, scale):
         np.random.Generator(np.random.SFC64(stream)).standard_normal(dtype="float32", out=block)
+        block *= scale
 
 
 class _Uniform(_NumPyInitializer):
-    def _fill(self, block, stream):
+    def _fill(self, block, stream, scale):
         np.random.Generator(np.random.SFC64(stream)).random(dtype="float32", out=block)
-        block *= 2
-        block -= 1
+        block -= np.float32(0.5)
+        block *= 2 * scale
 
 
 def _fan_out(shape):
@@ -62,11 +65,29 @@ def _fan_out(shape):
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
-class FanOutNormal(_Normal):
-    """Normal with variance 2 / fan_out (He et al. 2015, in the backward form)."""
+class FanInNormal(_Normal):
+    """Normal with variance 2 / fan_in (He et al. 2015), not truncated as Keras's `HeNormal` is."""
 
     def scale(self, shape):
-        return np.float32(np.sqrt(2 / _fan_out(shape)))
+        return np.float32(np.sqrt(2 / np.prod(shape[:-1])))
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
+class FanOutNormal(_Normal):
+    """Normal with variance 2 / fan_out (He et al. 2015, in the backward form).
+
+    `groups`: of the convolution; a group's outputs are as many as all over `groups`.
+    """
+
+    def __init__(self, groups: int = 1, seed: int | None = None):
+        super().__init__(seed)
+        self.groups = groups
+
+    def scale(self, shape):
+        return np.float32(np.sqrt(2 * self.groups / _fan_out(shape)))
+
+    def get_config(self):
+        return {"groups": self.groups, **super().get_config()}
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
@@ -75,6 +96,33 @@ class FanOutUniform(_Uniform):
 
     def scale(self, shape):
         return np.float32(1 / np.sqrt(_fan_out(shape)))
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
+class Normal(_Normal):
+    """Normal with a mean and a standard deviation."""
+
+    def __init__(self, mean: float = 0.0, stddev: float = 1.0, seed: int | None = None):
+        super().__init__(seed)
+        self.mean = mean
+        self.stddev = stddev
+
+    def __call__(self, shape, dtype=None):
+        return super().__call__(shape, dtype) + self.mean
+
+    def scale(self, shape):
+        return np.float32(self.stddev)
+
+    def get_config(self):
+        return {"mean": self.mean, "stddev": self.stddev, **super().get_config()}
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
+class Normal01(_Normal):
+    """Normal with standard deviation 0.01."""
+
+    def scale(self, shape):
+        return np.float32(0.01)
 
 
 @keras.saving.register_keras_serializable("keras_convnets")

@@ -97,7 +97,8 @@ def stochastic_depth(rate: float, depths) -> list[list[float]]:
     return [[next(rates) for _ in range(depth)] for depth in depths]
 
 
-def make_divisible(channels: float, divisor: int = 8) -> int:
-    """The multiple of `divisor` nearest to `channels`, at least `divisor` and never below 90%."""
+def make_divisible(channels: float, divisor: int = 8, keep: float = 0.9) -> int:
+    """The multiple of `divisor` nearest to `channels`, at least `divisor`; the next one where that
+    is below the share `keep` of `channels`."""
     rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
-    return rounded if rounded >= 0.9 * channels else rounded + divisor
+    return rounded if rounded >= keep * channels else rounded + divisor

@@ -11,6 +11,7 @@ of all weights, parameters and multiply-accumulates are checked, and the numbers
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -67,6 +68,8 @@ class FamilyTests:
         family: name of the family's module.
         reference: implementation to compare with, e.g. `Timm()`.
         parity_variant: the official variant whose numbers are compared.
+        no_gradient: pattern of `variant/variable` paths whose gradient is zero but for rounding,
+            such as a bias that a BatchNorm follows.
         tolerance: allowed difference of logits and taps, relative to the largest reference value.
     """
 
@@ -74,6 +77,7 @@ class FamilyTests:
     reference: object
     parity_variant: str
     tolerance: float = 1e-5
+    no_gradient: str | None = None
     size: int = SIZE
 
     @property
@@ -159,7 +163,9 @@ class FamilyTests:
             for variable, old in zip(model.trainable_variables, before):
                 step = np.array(variable) - old
                 assert np.isfinite(step).all(), f"{variant}: {variable.path} is not finite"
-                assert step.any(), f"{variant}: {variable.path} has no gradient"
+                path = f"{variant}/{variable.path}"
+                has_none = self.no_gradient and re.search(self.no_gradient, path)
+                assert step.any() or has_none, f"{path} has no gradient"
 
     def test_round_trip_in_a_fresh_process(self, tmp_path):
         x = images(2, self.size, self.size, 3)
@@ -202,7 +208,12 @@ class FamilyTests:
             np.testing.assert_array_equal(run(flat, x), run(model, x))
 
     def test_weights_parameters_and_macs_equal_the_reference(self):
-        for variant in self.variants:
+        variants = self.variants
+        if keras.backend.backend() != "torch":
+            # Names and shapes do not depend on the backend, and all of them take a minute: the
+            # reference's own backend goes through them, the others look at some.
+            variants = [*self.small_variants, self.parity_variant]
+        for variant in variants:
             entry = catalog.derive(variant)
             shapes, parameters, macs = self.reference.facts(variant, entry.input_size)
             assert (entry.parameters, entry.macs) == (parameters, macs), variant

@@ -125,6 +125,11 @@ def test_a_part_of_a_model_takes_its_part_and_refuses_what_belongs_to_none(state
         small(weights={**state, "foreign": np.zeros(1)}, features=True, classes=None)
 
 
+def test_weights_of_another_model_are_told_array_by_array(state):
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match=r"not used: stem\.0\.weight"):
+        create_model("resnet_test", weights=state)
+
+
 def test_a_reloaded_model_goes_home(state, tmp_path):
     small(weights=state).save(tmp_path / "model.keras")
     model = keras.saving.load_model(tmp_path / "model.keras")

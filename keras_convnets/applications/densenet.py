@@ -1,0 +1,127 @@
+"""DenseNet: each layer sees the outputs of all layers before it, and adds a few channels.
+
+Paper: https://arxiv.org/abs/1608.06993, table 1 (DenseNet-BC). Differs from the paper as timm does:
+161 and 264d grow by 48 channels, and 264d has three 3x3 convolutions instead of the first 7x7.
+"""
+
+from __future__ import annotations
+
+import keras
+from keras import ops
+
+from keras_convnets.applications.base import application, preprocess_input_of
+from keras_convnets.layers import Block
+from keras_convnets.layers.initializers import FAN_IN_NORMAL
+from keras_convnets.registry import Checkpoint, family
+
+VARIANTS = {
+    "densenet121": dict(depths=(6, 12, 24, 16)),
+    "densenet161": dict(depths=(6, 12, 36, 24), growth=48),
+    "densenet169": dict(depths=(6, 12, 32, 32)),
+    "densenet201": dict(depths=(6, 12, 48, 32)),
+    "densenet264d": dict(depths=(6, 12, 64, 48), growth=48, deep_stem=True),
+    "densenet_test": dict(depths=(1, 1, 2, 1), growth=4, deep_stem=True),
+}
+WEIGHTS = {
+    "densenet121.ra_in1k": Checkpoint("apache-2.0", top1=75.574),
+    "densenet121.tv_in1k": Checkpoint("apache-2.0", top1=74.75),
+    "densenet161.tv_in1k": Checkpoint("apache-2.0", top1=77.384),
+    "densenet169.tv_in1k": Checkpoint("apache-2.0", top1=75.922),
+    "densenet201.tv_in1k": Checkpoint("apache-2.0", top1=77.284),
+}
+KEYS = [
+    (r"^(conv|norm|stage|transition)", r"features/\1"),
+    (r"stage(\d)_layer(\d+)", r"denseblock\1.denselayer\2"),
+    (r"^head$", "classifier"),
+]
+
+
+def batch_norm(**kwargs):
+    return keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, **kwargs)
+
+
+def convolution(width, kernel_size, strides=1, padding="same", **kwargs):
+    return keras.layers.Conv2D(
+        width,
+        kernel_size,
+        strides,
+        padding,
+        use_bias=False,
+        kernel_initializer=FAN_IN_NORMAL,
+        **kwargs,
+    )
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
+class DenseLayer(Block):
+    """[x, H(x)], equation 2: H is norm, relu, 1x1 to 4 * growth channels, norm, relu, 3x3.
+
+    Input: (batch, height, width, channels). Output: (batch, height, width, channels + growth).
+    """
+
+    def __init__(self, growth: int, **kwargs):
+        super().__init__(**kwargs)
+        self.norm1 = batch_norm()
+        self.act1 = keras.layers.Activation("relu")
+        self.conv1 = convolution(4 * growth, 1)
+        self.norm2 = batch_norm()
+        self.act2 = keras.layers.Activation("relu")
+        self.conv2 = convolution(growth, 3)
+
+    def call(self, x):
+        y = self.conv1(self.act1(self.norm1(x)))
+        y = self.conv2(self.act2(self.norm2(y)))
+        return ops.concatenate([x, y], axis=-1)
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
+class Transition(Block):
+    """Norm, relu, 1x1 and average pooling: half the channels, half the resolution (section 3).
+
+    Input: (batch, height, width, 2 * width_out). Output: (batch, floor(height / 2),
+    floor(width / 2), width_out).
+    """
+
+    def __init__(self, width: int, **kwargs):
+        super().__init__(**kwargs)
+        self.norm = batch_norm()
+        self.activation = keras.layers.Activation("relu")
+        self.conv = convolution(width, 1)
+        self.pool = keras.layers.AveragePooling2D(2)
+
+    def call(self, x):
+        return self.pool(self.conv(self.activation(self.norm(x))))
+
+
+@family(VARIANTS, WEIGHTS, KEYS)
+def densenet(x, depths, growth=32, deep_stem=False):
+    """Yields the stem and each dense block, the last one normalised: strides 2, 4, 8, 16, 32."""
+    stem = ((growth, 3), (growth, 3), (2 * growth, 3)) if deep_stem else ((2 * growth, 7),)
+    for i, (width, kernel_size) in enumerate(stem):
+        if i == 0:
+            x = keras.layers.ZeroPadding2D(kernel_size // 2, name="pad0")(x)
+        strides, padding = (2, "valid") if i == 0 else (1, "same")
+        x = convolution(width, kernel_size, strides, padding, name=f"conv{i}")(x)
+        x = batch_norm(name=f"norm{i}")(x)
+        x = keras.layers.Activation("relu", name=f"act{i}")(x)
+    yield x
+    x = keras.layers.ZeroPadding2D(1, name="stem_pad")(x)
+    x = keras.layers.MaxPooling2D(3, 2, name="stem_pool")(x)
+    for stage, depth in enumerate(depths, start=1):
+        if stage > 1:
+            x = Transition(x.shape[-1] // 2, name=f"transition{stage - 1}")(x)
+        for i in range(depth):
+            x = DenseLayer(growth, name=f"stage{stage}_layer{i + 1}")(x)
+        if stage < len(depths):
+            yield x
+    x = batch_norm(name="norm5")(x)
+    yield keras.layers.Activation("relu", name="act5")(x)
+
+
+DenseNet121 = application("densenet121")
+DenseNet161 = application("densenet161")
+DenseNet169 = application("densenet169")
+DenseNet201 = application("densenet201")
+DenseNet264d = application("densenet264d")
+
+preprocess_input = preprocess_input_of(WEIGHTS)

@@ -1,0 +1,161 @@
+"""RepVGG: trained with three branches a layer, which are one 3x3 convolution when it is done.
+
+Paper: https://arxiv.org/abs/2101.03697, figure 2 and tables 2 and 3. Differs from the paper as timm
+does: D2se, which was published later, has squeeze-and-excitation; drop path is timm's addition.
+"""
+
+from __future__ import annotations
+
+import keras
+
+from keras_convnets.applications.base import application, preprocess_input_of
+from keras_convnets.layers import Block, DropPath, SqueezeExcite, stochastic_depth
+from keras_convnets.layers.initializers import NORMAL_01, FanOutNormal, Normal
+from keras_convnets.registry import Checkpoint, family
+
+A = dict(depths=(2, 4, 14, 1))
+B = dict(depths=(4, 6, 16, 1))
+VARIANTS = {
+    "repvgg_a0": dict(**A, widths=(48, 96, 192, 1280)),
+    "repvgg_a1": dict(**A, widths=(64, 128, 256, 1280)),
+    "repvgg_a2": dict(**A, widths=(96, 192, 384, 1408)),
+    "repvgg_b0": dict(**B, widths=(64, 128, 256, 1280)),
+    "repvgg_b1": dict(**B, widths=(128, 256, 512, 2048)),
+    "repvgg_b1g4": dict(**B, widths=(128, 256, 512, 2048), groups=4),
+    "repvgg_b2": dict(**B, widths=(160, 320, 640, 2560)),
+    "repvgg_b2g4": dict(**B, widths=(160, 320, 640, 2560), groups=4),
+    "repvgg_b3": dict(**B, widths=(192, 384, 768, 2560)),
+    "repvgg_b3g4": dict(**B, widths=(192, 384, 768, 2560), groups=4),
+    "repvgg_d2se": dict(depths=(8, 14, 24, 1), widths=(160, 320, 640, 2560), reduction=16),
+    "repvgg_test": dict(depths=(1, 2, 1, 1), widths=(16, 16, 16, 16), groups=4, reduction=4),
+}
+WEIGHTS = {
+    "repvgg_a0.rvgg_in1k": Checkpoint("mit", interpolation="bilinear", top1=72.426),
+    "repvgg_a1.rvgg_in1k": Checkpoint("mit", interpolation="bilinear", top1=74.474),
+    "repvgg_a2.rvgg_in1k": Checkpoint("mit", interpolation="bilinear", top1=76.488),
+    "repvgg_b0.rvgg_in1k": Checkpoint("mit", interpolation="bilinear", top1=75.158),
+    "repvgg_b1.rvgg_in1k": Checkpoint("mit", interpolation="bilinear", top1=78.37),
+    "repvgg_b1g4.rvgg_in1k": Checkpoint("mit", interpolation="bilinear", top1=77.608),
+    "repvgg_b2.rvgg_in1k": Checkpoint("mit", interpolation="bilinear", top1=78.788),
+    "repvgg_b2g4.rvgg_in1k": Checkpoint("mit", interpolation="bilinear", top1=79.396),
+    "repvgg_b3.rvgg_in1k": Checkpoint("mit", interpolation="bilinear", top1=80.528),
+    "repvgg_b3g4.rvgg_in1k": Checkpoint("mit", interpolation="bilinear", top1=80.224),
+    "repvgg_d2se.rvgg_in1k": Checkpoint(
+        "mit", input_size=320, crop=1.0, interpolation="bilinear", top1=83.55
+    ),
+}
+KEYS = [
+    (r"^stage(\d)_block(\d+)", r"stages.\1.\2"),
+    (r"conv_(kxk|1x1)$", r"conv_\1.conv"),
+    (r"norm_(kxk|1x1)$", r"conv_\1.bn"),
+    (r"squeeze/reduce", "attn.fc1"),
+    (r"squeeze/expand", "attn.fc2"),
+    (r"^head$", "head.fc"),
+]
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
+class RepVGGBlock(Block):
+    """relu(norm(conv3x3(x)) + norm(conv1x1(x)) + norm(x)), figure 4.
+
+    Input: (batch, height, width, channels). Output: (batch, ceil(height / strides),
+    ceil(width / strides), width).
+
+    Args:
+        width: output channels.
+        strides: stride of both convolutions.
+        groups: groups of both convolutions.
+        identity: whether there is the third branch; the shapes must then be equal.
+        squeeze: reduced channels of squeeze-and-excitation before the activation; 0 for none.
+        drop_path: rate of stochastic depth of the convolutions.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        strides: int = 1,
+        groups: int = 1,
+        identity: bool = False,
+        squeeze: int = 0,
+        drop_path: float = 0.0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.pad = keras.layers.ZeroPadding2D(1)
+        self.conv_kxk = convolution(width, 3, strides, groups)
+        self.norm_kxk = batch_norm()
+        # Its stride apart: oneDNN's strided 1x1 convolution of an image writes past its memory in
+        # training (oneDNN issue 6035, version 3.12: fewer than 16 channels, channels last).
+        self.subsample = keras.layers.MaxPooling2D(1, strides) if strides > 1 else None
+        self.conv_1x1 = convolution(width, 1, 1, groups)
+        self.norm_1x1 = batch_norm()
+        self.drop_path = DropPath(drop_path)
+        self.identity = batch_norm() if identity else None
+        self.squeeze = SqueezeExcite(width, squeeze) if squeeze else None
+        self.activation = keras.layers.Activation("relu")
+
+    def call(self, x):
+        y = self.norm_kxk(self.conv_kxk(self.pad(x)))
+        y = y + self.norm_1x1(self.conv_1x1(self.subsample(x) if self.subsample else x))
+        y = self.drop_path(y) + self.identity(x) if self.identity else y
+        return self.activation(self.squeeze(y) if self.squeeze else y)
+
+
+def convolution(width, kernel_size, strides, groups):
+    return keras.layers.Conv2D(
+        width,
+        kernel_size,
+        strides,
+        groups=groups,
+        use_bias=False,
+        kernel_initializer=FanOutNormal(groups=groups),
+    )
+
+
+def batch_norm():
+    return keras.layers.BatchNormalization(
+        momentum=0.9,
+        epsilon=1e-5,
+        gamma_initializer=Normal(0.1, 0.1),
+        beta_initializer=Normal(0.0, 0.1),
+    )
+
+
+@family(VARIANTS, WEIGHTS, KEYS, head_initializer=NORMAL_01)
+def repvgg(x, depths, widths, groups=1, reduction=0, drop_path_rate=0.0):
+    """Yields the stem and the output of each stage: strides 2, 4, 8, 16, 32.
+
+    `groups`: of every other block, the second of each stage first. `reduction`: by what
+    squeeze-and-excitation divides the channels; 0 for none.
+    """
+    width = min(64, widths[0])
+    x = RepVGGBlock(width, 2, squeeze=reduction and width // reduction, name="stem")(x)
+    yield x
+    for stage, rates in enumerate(stochastic_depth(drop_path_rate, depths)):
+        width = widths[stage]
+        for i, rate in enumerate(rates):
+            x = RepVGGBlock(
+                width,
+                strides=2 if i == 0 else 1,
+                groups=groups if i % 2 else 1,
+                identity=i > 0,
+                squeeze=reduction and width // reduction,
+                drop_path=rate if i > 0 else 0.0,
+                name=f"stage{stage}_block{i}",
+            )(x)
+        yield x
+
+
+RepVGG_A0 = application("repvgg_a0")
+RepVGG_A1 = application("repvgg_a1")
+RepVGG_A2 = application("repvgg_a2")
+RepVGG_B0 = application("repvgg_b0")
+RepVGG_B1 = application("repvgg_b1")
+RepVGG_B1g4 = application("repvgg_b1g4")
+RepVGG_B2 = application("repvgg_b2")
+RepVGG_B2g4 = application("repvgg_b2g4")
+RepVGG_B3 = application("repvgg_b3")
+RepVGG_B3g4 = application("repvgg_b3g4")
+RepVGG_D2se = application("repvgg_d2se")
+
+preprocess_input = preprocess_input_of(WEIGHTS)

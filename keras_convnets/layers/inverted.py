@@ -1,0 +1,104 @@
+"""The block that the mobile networks share, and the attention over channels inside it."""
+
+from __future__ import annotations
+
+import keras
+
+from keras_convnets.layers.block import Block
+from keras_convnets.layers.conv import ConvNormAct, DepthwiseNormAct
+from keras_convnets.layers.initializers import FAN_OUT_NORMAL
+from keras_convnets.layers.leaves import DropPath
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
+class SqueezeExcite(Block):
+    """x * gate(expand(act(reduce(mean of x over the map)))): Hu et al. 2018, equations 2 to 4.
+
+    Input and output: (batch, height, width, channels).
+
+    Args:
+        channels: of the input.
+        reduced: channels between the two 1x1 convolutions, which have biases.
+        activation: name of a Keras activation, between them.
+        gate: name of a Keras activation, after them.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        reduced: int,
+        activation: str = "relu",
+        gate: str = "sigmoid",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.pool = keras.layers.GlobalAveragePooling2D(keepdims=True)
+        self.reduce = keras.layers.Conv2D(reduced, 1, kernel_initializer=FAN_OUT_NORMAL)
+        self.activation = keras.layers.Activation(activation)
+        self.expand = keras.layers.Conv2D(channels, 1, kernel_initializer=FAN_OUT_NORMAL)
+        self.gate = keras.layers.Activation(gate)
+
+    def call(self, x):
+        y = self.activation(self.reduce(self.pool(x)))
+        return x * self.gate(self.expand(y))
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
+class InvertedResidual(Block):
+    """Expand with 1x1, filter with a depthwise convolution, project linearly with 1x1.
+
+    Sandler et al. 2018 (MobileNetV2), figure 3b; with squeeze-and-excitation Howard et al. 2019
+    (MobileNetV3), figure 4. Input: (batch, height, width, channels). Output:
+    (batch, ceil(height / strides), ceil(width / strides), width).
+
+    Args:
+        width: output channels.
+        expanded: channels of the depthwise convolution.
+        kernel_size: its side.
+        strides: its stride.
+        activation: after the expansion and after the depthwise convolution.
+        expand: whether there is a 1x1 convolution before the depthwise one; without, `expanded`
+            must be the input's channels.
+        squeeze: reduced channels of the squeeze-and-excitation after the depthwise convolution;
+            0 for none.
+        squeeze_activation, gate: its activations.
+        skip: whether to add the input.
+        drop_path: rate of stochastic depth.
+        padding, epsilon: as in `ConvNormAct`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        expanded: int,
+        kernel_size: int = 3,
+        strides: int = 1,
+        activation: str = "relu",
+        expand: bool = True,
+        squeeze: int = 0,
+        squeeze_activation: str = "relu",
+        gate: str = "sigmoid",
+        skip: bool = False,
+        drop_path: float = 0.0,
+        padding: str = "symmetric",
+        epsilon: float = 1e-5,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.skip = skip
+        self.expand = (
+            ConvNormAct(expanded, activation=activation, epsilon=epsilon) if expand else None
+        )
+        self.depthwise = DepthwiseNormAct(kernel_size, strides, activation, padding, epsilon)
+        self.squeeze = (
+            SqueezeExcite(expanded, squeeze, squeeze_activation, gate) if squeeze else None
+        )
+        self.project = ConvNormAct(width, epsilon=epsilon)
+        self.drop_path = DropPath(drop_path) if skip else None
+
+    def call(self, x):
+        y = self.expand(x) if self.expand else x
+        y = self.depthwise(y)
+        y = self.squeeze(y) if self.squeeze else y
+        y = self.project(y)
+        return x + self.drop_path(y) if self.skip else y
