@@ -11,6 +11,7 @@ import pytest
 import keras_convnets
 from keras_convnets import applications, create_model, list_models, list_weights, model_info
 from keras_convnets.applications.base import Application
+from keras_convnets.registry import IMAGENET_MEAN, IMAGENET_STD
 from keras_convnets.testing.conformance import fill_seeded, images, run
 
 SHAPE = (64, 64, 3)
@@ -71,6 +72,20 @@ def test_every_row_belongs_to_a_variant_and_states_a_licence():
         assert key.partition(".")[0] in names, key
         assert row.license, key
         assert row.labels is None or row.labels.startswith("imagenet"), key
+
+
+def test_a_family_module_preprocesses_and_decodes_as_in_keras_applications():
+    module = applications.resnet
+    pixels = np.full((2, 4, 4, 3), 255, "uint8")
+    x = module.preprocess_input(pixels)
+    np.testing.assert_allclose(x[0, 0, 0], (1 - np.array(IMAGENET_MEAN)) / IMAGENET_STD, rtol=1e-6)
+    other = module.preprocess_input(pixels, "resnet34.ra4_e3600_r224_in1k")
+    np.testing.assert_allclose(other, 1, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"resnet50\.a9.*must be one of.*resnet50\.a1_in1k"):
+        module.preprocess_input(pixels, "resnet50.a9")
+    scores = np.zeros((1, 1000), "float32")
+    scores[0, 285] = 1
+    assert module.decode_predictions(scores, top=1) == [[("n02124075", "Egyptian cat", 1.0)]]
 
 
 def test_input_tensor_carries_the_layers_before_it():

@@ -14,6 +14,7 @@ from keras.src.backend.common import global_state
 
 from keras_convnets import catalog
 from keras_convnets.graph.count import count
+from keras_convnets.labels import decode_predictions
 from keras_convnets.registry import Checkpoint, Family, find_family
 
 MIN_SIZE = 32
@@ -360,8 +361,8 @@ def _head(row, x, arguments, include_top, pooling, classes, classifier_activatio
     )(x)
 
 
-def preprocess_input_of(weights: Mapping[str, Checkpoint]) -> Callable:
-    """A family's `preprocess_input`, from its table of checkpoints."""
+def image_functions(weights: Mapping[str, Checkpoint]) -> tuple[Callable, Callable]:
+    """A family's `preprocess_input`, from its table of checkpoints, and `decode_predictions`."""
 
     def preprocess_input(images, checkpoint: str | ConvNet | None = None):
         """Normalises pixels as a checkpoint of this family expects them.
@@ -386,7 +387,7 @@ def preprocess_input_of(weights: Mapping[str, Checkpoint]) -> Callable:
             )
         return preprocessing.preprocess_input(images, weights[key])
 
-    return preprocess_input
+    return preprocess_input, decode_predictions
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import keras
 
-from keras_convnets.applications.base import application, preprocess_input_of
+from keras_convnets.applications.base import application, image_functions
 from keras_convnets.layers import (
     Block,
     DepthwiseConv2D,
@@ -247,4 +247,4 @@ ConvNeXtV2Base = application("convnextv2_base")
 ConvNeXtV2Large = application("convnextv2_large")
 ConvNeXtV2Huge = application("convnextv2_huge")
 
-preprocess_input = preprocess_input_of(WEIGHTS)
+preprocess_input, decode_predictions = image_functions(WEIGHTS)

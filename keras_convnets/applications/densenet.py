@@ -9,7 +9,7 @@ from __future__ import annotations
 import keras
 from keras import ops
 
-from keras_convnets.applications.base import application, preprocess_input_of
+from keras_convnets.applications.base import application, image_functions
 from keras_convnets.layers import Block
 from keras_convnets.layers.initializers import FAN_IN_NORMAL
 from keras_convnets.registry import Checkpoint, family
@@ -124,4 +124,4 @@ DenseNet169 = application("densenet169")
 DenseNet201 = application("densenet201")
 DenseNet264d = application("densenet264d")
 
-preprocess_input = preprocess_input_of(WEIGHTS)
+preprocess_input, decode_predictions = image_functions(WEIGHTS)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import keras
 
-from keras_convnets.applications.base import application, preprocess_input_of
+from keras_convnets.applications.base import application, image_functions
 from keras_convnets.layers import Block, ConvNormAct, DepthwiseNormAct, make_divisible
 from keras_convnets.layers.initializers import FAN_OUT_UNIFORM
 from keras_convnets.registry import Checkpoint, family
@@ -87,4 +87,4 @@ MobileNetV1_100 = application("mobilenetv1_100")
 MobileNetV1_100h = application("mobilenetv1_100h")
 MobileNetV1_125 = application("mobilenetv1_125")
 
-preprocess_input = preprocess_input_of(WEIGHTS)
+preprocess_input, decode_predictions = image_functions(WEIGHTS)

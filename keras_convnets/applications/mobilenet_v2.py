@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from keras_convnets.applications.base import application, preprocess_input_of
+from keras_convnets.applications.base import application, image_functions
 from keras_convnets.layers import ConvNormAct, InvertedResidual, make_divisible
 from keras_convnets.layers.initializers import FAN_OUT_UNIFORM
 from keras_convnets.registry import Checkpoint, family
@@ -106,4 +106,4 @@ MobileNetV2_120d = application("mobilenetv2_120d")
 MobileNetV2_130 = application("mobilenetv2_130")
 MobileNetV2_140 = application("mobilenetv2_140")
 
-preprocess_input = preprocess_input_of(WEIGHTS)
+preprocess_input, decode_predictions = image_functions(WEIGHTS)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import keras
 
-from keras_convnets.applications.base import application, preprocess_input_of
+from keras_convnets.applications.base import application, image_functions
 from keras_convnets.layers import ConvNormAct, InvertedResidual, make_divisible
 from keras_convnets.layers.initializers import FAN_OUT_NORMAL, FAN_OUT_UNIFORM
 from keras_convnets.registry import Checkpoint, family
@@ -231,4 +231,4 @@ TFMobileNetV3Small_075 = application("tf_mobilenetv3_small_075")
 TFMobileNetV3Small_100 = application("tf_mobilenetv3_small_100")
 TFMobileNetV3SmallMinimal_100 = application("tf_mobilenetv3_small_minimal_100")
 
-preprocess_input = preprocess_input_of(WEIGHTS)
+preprocess_input, decode_predictions = image_functions(WEIGHTS)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import keras
 
-from keras_convnets.applications.base import application, preprocess_input_of
+from keras_convnets.applications.base import application, image_functions
 from keras_convnets.layers import Block, DropPath, SqueezeExcite, stochastic_depth
 from keras_convnets.layers.initializers import NORMAL_01, FanOutNormal, Normal
 from keras_convnets.registry import Checkpoint, family
@@ -158,4 +158,4 @@ RepVGG_B3 = application("repvgg_b3")
 RepVGG_B3g4 = application("repvgg_b3g4")
 RepVGG_D2se = application("repvgg_d2se")
 
-preprocess_input = preprocess_input_of(WEIGHTS)
+preprocess_input, decode_predictions = image_functions(WEIGHTS)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import keras
 
-from keras_convnets.applications.base import application, preprocess_input_of
+from keras_convnets.applications.base import application, image_functions
 from keras_convnets.layers import Block, ConvNormAct
 from keras_convnets.registry import Checkpoint, family
 
@@ -180,4 +180,4 @@ ResNet152 = application("resnet152")
 WideResNet50_2 = application("wide_resnet50_2")
 WideResNet101_2 = application("wide_resnet101_2")
 
-preprocess_input = preprocess_input_of(WEIGHTS)
+preprocess_input, decode_predictions = image_functions(WEIGHTS)

@@ -11,7 +11,7 @@ import itertools
 import keras
 from keras import ops
 
-from keras_convnets.applications.base import application, preprocess_input_of
+from keras_convnets.applications.base import application, image_functions
 from keras_convnets.layers.initializers import FAN_OUT_NORMAL, NORMAL_01
 from keras_convnets.registry import Checkpoint, family
 
@@ -125,4 +125,4 @@ VGG13_BN = application("vgg13_bn")
 VGG16_BN = application("vgg16_bn")
 VGG19_BN = application("vgg19_bn")
 
-preprocess_input = preprocess_input_of(WEIGHTS)
+preprocess_input, decode_predictions = image_functions(WEIGHTS)

@@ -3,7 +3,12 @@
 from keras_convnets.layers.block import Block
 from keras_convnets.layers.conv import ConvNormAct, DepthwiseNormAct
 from keras_convnets.layers.depthwise import DepthwiseConv2D
-from keras_convnets.layers.inverted import InvertedResidual, SqueezeExcite
+from keras_convnets.layers.inverted import (
+    ConvResidual,
+    FusedInvertedResidual,
+    InvertedResidual,
+    SqueezeExcite,
+)
 from keras_convnets.layers.leaves import (
     DropPath,
     GlobalResponseNorm,
@@ -15,10 +20,12 @@ from keras_convnets.layers.leaves import (
 __all__ = [
     "Block",
     "ConvNormAct",
+    "ConvResidual",
     "DepthwiseConv2D",
     "DepthwiseNormAct",
     "DropPath",
     "GlobalResponseNorm",
+    "FusedInvertedResidual",
     "InvertedResidual",
     "LayerScale",
     "SqueezeExcite",

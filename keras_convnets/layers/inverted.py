@@ -102,3 +102,67 @@ class InvertedResidual(Block):
         y = self.squeeze(y) if self.squeeze else y
         y = self.project(y)
         return x + self.drop_path(y) if self.skip else y
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
+class FusedInvertedResidual(Block):
+    """Expand with a k x k convolution, project linearly with 1x1: Tan and Le 2021, figure 2.
+
+    Shapes and arguments as in `InvertedResidual`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        expanded: int,
+        kernel_size: int = 3,
+        strides: int = 1,
+        activation: str = "silu",
+        skip: bool = False,
+        drop_path: float = 0.0,
+        padding: str = "symmetric",
+        epsilon: float = 1e-5,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.skip = skip
+        self.fused = ConvNormAct(
+            expanded, kernel_size, strides, activation, padding=padding, epsilon=epsilon
+        )
+        self.linear = ConvNormAct(width, epsilon=epsilon)
+        self.drop_path = DropPath(drop_path) if skip else None
+
+    def call(self, x):
+        y = self.linear(self.fused(x))
+        return x + self.drop_path(y) if self.skip else y
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
+class ConvResidual(Block):
+    """x + act(norm(convolution(x))): what is left of the fused block where nothing is expanded.
+
+    Shapes and arguments as in `InvertedResidual`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        kernel_size: int = 3,
+        strides: int = 1,
+        activation: str = "silu",
+        skip: bool = False,
+        drop_path: float = 0.0,
+        padding: str = "symmetric",
+        epsilon: float = 1e-5,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.skip = skip
+        self.only = ConvNormAct(
+            width, kernel_size, strides, activation, padding=padding, epsilon=epsilon
+        )
+        self.drop_path = DropPath(drop_path) if skip else None
+
+    def call(self, x):
+        y = self.only(x)
+        return x + self.drop_path(y) if self.skip else y

@@ -73,26 +73,24 @@ class Timm:
         return transform(Image.fromarray(photograph)).permute(1, 2, 0).numpy()[None]
 
 
-_torchvision_fragment = None
+_operators = []  # those that a library declares vanish with the object
 
 
 def import_timm():
     """timm, also on a CPU-only PyTorch whose torchvision was built for CUDA.
 
-    Such a torchvision registers fake kernels for operators that its missing library defines, and
-    fails at import unless somebody else defines them.
+    Such a torchvision cannot load its library and then fails to register fakes of operators that
+    the library would have defined; declared here, they are enough for timm.
     """
-    global _torchvision_fragment
     import torch
 
-    if _torchvision_fragment is None and not hasattr(torch.ops.torchvision, "nms"):
-        _torchvision_fragment = torch.library.Library("torchvision", "FRAGMENT")
-        _torchvision_fragment.define(
-            "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-        )
-        _torchvision_fragment.define(
-            "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-        )
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError:
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _operators.append(library)
     import timm
 
     return timm
