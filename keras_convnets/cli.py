@@ -319,7 +319,7 @@ def _start_keras(backend):
     """Imports Keras on a backend, or on Keras's own choice, without its frameworks' notes."""
     if backend:
         os.environ["KERAS_BACKEND"] = backend
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # 2 still tells of GPUs that are not there
     try:
         with _silenced_stderr():
             import keras

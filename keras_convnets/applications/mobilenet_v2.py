@@ -11,6 +11,7 @@ import math
 from keras_convnets.applications.base import application, image_functions
 from keras_convnets.layers import ConvNormAct, InvertedResidual, make_divisible
 from keras_convnets.layers.initializers import FAN_OUT_UNIFORM
+from keras_convnets.layers.inverted import INVERTED_KEYS
 from keras_convnets.registry import Checkpoint, family
 
 VARIANTS = {
@@ -36,19 +37,7 @@ WEIGHTS = {
     "mobilenetv2_140.ra_in1k": Checkpoint("apache-2.0", top1=76.528),
 }
 KEYS = [
-    (r"^stem/conv", "conv_stem"),
-    (r"^stem/norm", "bn1"),
-    (r"^stage(\d)_block(\d+)", r"blocks.\1.\2"),
-    (r"expand/conv", "conv_pw"),
-    (r"expand/norm", "bn1"),
-    (r"depthwise/conv", "conv_dw"),
-    (r"depthwise/norm", "bn2"),
-    (r"project/conv", "conv_pwl"),
-    (r"project/norm", "bn3"),
-    # The first stage does not expand, so that its convolutions are counted from one less.
-    (r"(blocks\.0\.\d+)/bn2", r"\1/bn1"),
-    (r"(blocks\.0\.\d+)/conv_pwl", r"\1/conv_pw"),
-    (r"(blocks\.0\.\d+)/bn3", r"\1/bn2"),
+    *INVERTED_KEYS,
     (r"^conv_head/conv", "conv_head"),
     (r"^conv_head/norm", "bn2"),
     (r"^head$", "classifier"),

@@ -13,6 +13,7 @@ import keras
 from keras_convnets.applications.base import application, image_functions
 from keras_convnets.layers import ConvNormAct, InvertedResidual, make_divisible
 from keras_convnets.layers.initializers import FAN_OUT_NORMAL, FAN_OUT_UNIFORM
+from keras_convnets.layers.inverted import INVERTED_KEYS
 from keras_convnets.registry import Checkpoint, family
 
 # Stage, repeats, kernel, expansion, output channels, squeeze-and-excitation, activation and stride
@@ -139,20 +140,7 @@ WEIGHTS = {
     ),
 }
 KEYS = [
-    (r"^stem/conv", "conv_stem"),
-    (r"^stem/norm", "bn1"),
-    (r"^stage(\d)_block(\d+)", r"blocks.\1.\2"),
-    (r"squeeze/(reduce|expand)", r"se.conv_\1"),
-    (r"expand/conv", "conv_pw"),
-    (r"expand/norm", "bn1"),
-    (r"depthwise/conv", "conv_dw"),
-    (r"depthwise/norm", "bn2"),
-    (r"project/conv", "conv_pwl"),
-    (r"project/norm", "bn3"),
-    # The first stage does not expand, so that its convolutions are counted from one less.
-    (r"(blocks\.0\.\d+)/bn2", r"\1/bn1"),
-    (r"(blocks\.0\.\d+)/conv_pwl", r"\1/conv_pw"),
-    (r"(blocks\.0\.\d+)/bn3", r"\1/bn2"),
+    *INVERTED_KEYS,
     (r"^(blocks\.\d\.\d)/norm", r"\1/bn1"),
     (r"^head_conv", "conv_head"),
     (r"^head$", "classifier"),

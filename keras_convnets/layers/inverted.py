@@ -9,6 +9,24 @@ from keras_convnets.layers.conv import ConvNormAct, DepthwiseNormAct
 from keras_convnets.layers.initializers import FAN_OUT_NORMAL
 from keras_convnets.layers.leaves import DropPath
 
+# What timm calls the stem and the blocks of the networks made of these: rules for their `KEYS`.
+INVERTED_KEYS = [
+    (r"^stem/conv", "conv_stem"),
+    (r"^stem/norm", "bn1"),
+    (r"^stage(\d)_block(\d+)", r"blocks.\1.\2"),
+    (r"squeeze/(reduce|expand)", r"se.conv_\1"),
+    (r"expand/conv", "conv_pw"),
+    (r"expand/norm", "bn1"),
+    (r"depthwise/conv", "conv_dw"),
+    (r"depthwise/norm", "bn2"),
+    (r"project/conv", "conv_pwl"),
+    (r"project/norm", "bn3"),
+    # The first stage does not expand, so that its convolutions are counted from one less.
+    (r"(blocks\.0\.\d+)/bn2", r"\1/bn1"),
+    (r"(blocks\.0\.\d+)/conv_pwl", r"\1/conv_pw"),
+    (r"(blocks\.0\.\d+)/bn3", r"\1/bn2"),
+]
+
 
 @keras.saving.register_keras_serializable("keras_convnets")
 class SqueezeExcite(Block):
