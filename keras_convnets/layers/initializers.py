@@ -1,14 +1,11 @@
 """Weight initialisations of the reference implementations, by name.
 
-They are registered, so that a layer's constructor argument stays a plain string. They draw with
-NumPy: the same seed gives the same weights on every backend, and JAX compiles nothing to build a
-model.
+They are registered, so that a layer's constructor argument stays a plain string.
 """
 
 from __future__ import annotations
 
 import random
-from concurrent.futures import ThreadPoolExecutor
 
 import keras
 import numpy as np
@@ -19,10 +16,9 @@ FAN_OUT_UNIFORM = "keras_convnets>FanOutUniform"
 NORMAL_01 = "keras_convnets>Normal01"
 NORMAL_02 = "keras_convnets>Normal02"
 TORCH_UNIFORM = "keras_convnets>TorchUniform"
-BLOCK = 2**18
 
 
-class _NumPyInitializer(keras.initializers.Initializer):
+class _Initializer(keras.initializers.Initializer):
     """`seed`: an integer, or `None` for one from Python's generator,
     which `keras.utils.set_random_seed` seeds."""
 
@@ -30,33 +26,32 @@ class _NumPyInitializer(keras.initializers.Initializer):
         self.seed = random.randint(0, 2**31) if seed is None else seed
 
     def __call__(self, shape, dtype=None):
-        values = np.empty(int(np.prod(shape)), "float32")
-        # In blocks with streams of their own, so that threads can share the work.
-        blocks = [values[i : i + BLOCK] for i in range(0, values.size, BLOCK)]
-        streams = np.random.SeedSequence(self.seed).spawn(len(blocks))
-        scales = [self.scale(tuple(shape))] * len(blocks)
-        if len(blocks) == 1:
-            self._fill(blocks[0], streams[0], scales[0])
-        else:
-            with ThreadPoolExecutor() as threads:
-                list(threads.map(self._fill, blocks, streams, scales))
-        return keras.ops.convert_to_tensor(values.reshape(shape), dtype or keras.config.floatx())
+        dtype = dtype or keras.config.floatx()
+        scale = float(self.scale(tuple(shape)))
+        if keras.backend.backend() != "jax":
+            return self._draw(shape, scale, dtype)
+        # JAX compiles a draw for each shape, which takes seconds for a model.
+        values = self._draw_numpy(np.random.Generator(np.random.SFC64(self.seed)), shape)
+        return keras.ops.convert_to_tensor(values * np.float32(scale), dtype)
 
     def get_config(self):
         return {"seed": self.seed}
 
 
-class _Normal(_NumPyInitializer):
-    def _fill(self, block, stream, scale):
-        np.random.Generator(np.random.SFC64(stream)).standard_normal(dtype="float32", out=block)
-        block *= scale
+class _Normal(_Initializer):
+    def _draw(self, shape, scale, dtype):
+        return keras.random.normal(shape, stddev=scale, dtype=dtype, seed=self.seed)
+
+    def _draw_numpy(self, generator, shape):
+        return generator.standard_normal(shape, "float32")
 
 
-class _Uniform(_NumPyInitializer):
-    def _fill(self, block, stream, scale):
-        np.random.Generator(np.random.SFC64(stream)).random(dtype="float32", out=block)
-        block -= np.float32(0.5)
-        block *= 2 * scale
+class _Uniform(_Initializer):
+    def _draw(self, shape, scale, dtype):
+        return keras.random.uniform(shape, -scale, scale, dtype=dtype, seed=self.seed)
+
+    def _draw_numpy(self, generator, shape):
+        return 2 * generator.random(shape, "float32") - 1
 
 
 def _fan_out(shape):
