@@ -80,13 +80,16 @@ def test_int8_file_agrees_with_the_model(name, tmp_path):
 
 @pytest.fixture(scope="module")
 def int8_file(tmp_path_factory):
-    """Of an untrained classifier, whose probabilities are all below the output's step."""
+    """Of a classifier so unsure that its probabilities are all below the output's step."""
     path = tmp_path_factory.mktemp("int8") / "model.tflite"
     return export_litert(classifier(), path, "int8", images())
 
 
 def classifier():
-    return model_of("resnet_test", classes=1000, classifier_activation="softmax")
+    model = model_of("resnet_test", classes=1000, classifier_activation="softmax")
+    kernel, bias = model.get_layer("head").get_weights()
+    model.get_layer("head").set_weights([0.01 * kernel, bias])
+    return model
 
 
 def test_softmax_survives_int8(int8_file):
