@@ -14,10 +14,10 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from keras_convnets import catalog
+from keras_convnets.quiet import silenced_stderr
 
 BACKENDS = ("tensorflow", "jax", "torch")
 START = time.perf_counter()
@@ -321,7 +321,7 @@ def _start_keras(backend):
         os.environ["KERAS_BACKEND"] = backend
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # 2 still tells of GPUs that are not there
     try:
-        with _silenced_stderr():
+        with silenced_stderr():
             import keras
     except ImportError as error:
         chosen = backend or os.environ.get("KERAS_BACKEND", "tensorflow")
@@ -333,20 +333,6 @@ def _start_keras(backend):
         raise ValueError(
             f"--backend {backend}: Keras runs on {keras.backend.backend()} in this process already."
         )
-
-
-@contextlib.contextmanager
-def _silenced_stderr() -> Iterator[None]:
-    """For what TensorFlow's C++ code writes at import, past `sys.stderr` and at any log level."""
-    sys.stderr.flush()
-    screen = os.dup(2)
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(screen, 2)
-            os.close(screen)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import numpy as np
 
 from keras_convnets.applications.base import create_model
 from keras_convnets.deploy import LiteRTModel, export_litert
-from keras_convnets.deploy.runner import silenced_stderr
+from keras_convnets.quiet import silenced_stderr
 from keras_convnets.weights.sources import digest
 
 MODEL = "resnet_test"

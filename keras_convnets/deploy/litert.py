@@ -16,7 +16,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_convnets.deploy.runner import INSTALL, LiteRTModel, silenced_stderr
+from keras_convnets.deploy.runner import INSTALL, LiteRTModel
+from keras_convnets.quiet import silenced_stderr
 
 FORMS = (None, "float16", "dynamic", "int8")
 CHECKED_IMAGES = 8

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+
+from keras_convnets.quiet import silenced_stderr
 
 INSTALL = 'pip install "keras-convnets[tflite]"'
 
@@ -116,18 +115,3 @@ def to_integers(value: np.ndarray, tensor: dict) -> np.ndarray:
     limits = np.iinfo(tensor["dtype"])
     steps = np.round(value / scale + zero_point)
     return np.clip(steps, limits.min, limits.max).astype(tensor["dtype"])
-
-
-@contextlib.contextmanager
-def silenced_stderr() -> Iterator[None]:
-    """Keeps the runtimes' progress notes off the screen; C++ code writes them past `sys.stderr`."""
-    sys.stderr.flush()
-    screen = os.dup(2)
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stderr.flush()
-            os.dup2(screen, 2)
-            os.close(screen)
