@@ -28,11 +28,20 @@ class _Initializer(keras.initializers.Initializer):
     def __call__(self, shape, dtype=None):
         dtype = dtype or keras.config.floatx()
         scale = float(self.scale(tuple(shape)))
-        if keras.backend.backend() != "jax":
+        if keras.backend.backend() == "torch":
+            return self._draw_for_torch(tuple(shape), scale, dtype)
+        if keras.backend.backend() == "tensorflow":
             return self._draw(shape, scale, dtype)
         # JAX compiles a draw for each shape, which takes seconds for a model.
         values = self._draw_numpy(np.random.Generator(np.random.SFC64(self.seed)), shape)
         return keras.ops.convert_to_tensor(values * np.float32(scale), dtype)
+
+    def _draw_for_torch(self, shape, scale, dtype):
+        """In the memory order of PyTorch's own kernels, seen as ours: Keras turns a kernel to that
+        order at every call, which then is free, and published weights load by plain copies."""
+        axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(len(shape), tuple(range(len(shape))))
+        values = self._draw(tuple(shape[axis] for axis in axes), scale, dtype)
+        return keras.ops.transpose(values, np.argsort(axes).tolist())
 
     def get_config(self):
         return {"seed": self.seed}

@@ -20,6 +20,7 @@ import numpy as np
 
 from keras_convnets.layers import DepthwiseConv2D, GlobalResponseNorm
 from keras_convnets.registry import Family, find_family
+from keras_convnets.weights.copying import copy_all
 from keras_convnets.weights.readers import LazyState, write_safetensors
 
 HEAD = "head"  # the classifier; what stands between it and the pooling is named head_...
@@ -64,13 +65,6 @@ class Slot:
     def published(self) -> np.ndarray:
         return np.transpose(keras.ops.convert_to_numpy(self.variable), self.axes)
 
-    def assign(self, value: np.ndarray) -> None:
-        ours = np.transpose(value, np.argsort(self.axes))
-        if ours.flags.c_contiguous:
-            # JAX would share the memory with the file; a transposed view it has to copy anyway.
-            ours = ours.copy()
-        self.variable.assign(ours)
-
 
 def leaves(model: keras.Model) -> Iterator[tuple[str, keras.layers.Layer]]:
     """Every layer without sublayers, with its path of names, in the order of the model."""
@@ -88,7 +82,12 @@ def leaves(model: keras.Model) -> Iterator[tuple[str, keras.layers.Layer]]:
 
 def rewrite(row: Family, path: str) -> str:
     """The published name of a layer path."""
-    for pattern, replacement in row.keys:
+    return _rewrite(tuple(row.keys), path)
+
+
+@functools.lru_cache(maxsize=10_000)
+def _rewrite(keys, path):
+    for pattern, replacement in keys:
         path = re.sub(pattern, replacement, path)
     return path.replace("/", ".")
 
@@ -208,8 +207,10 @@ def verify(variant: str, state: Mapping[str, np.ndarray]) -> None:
 
 def _load(model, wanted, state):
     _check(model.variant, wanted, state)
-    for key, slot in wanted.items():
-        slot.assign(_aligned(wanted, key, state))
+    copy_all(
+        (slot.variable, slot.axes, functools.partial(_aligned, wanted, key, state))
+        for key, slot in wanted.items()
+    )
 
 
 def _check(variant, wanted, state):

@@ -179,3 +179,10 @@ def test_a_published_row_loads_from_the_hub(remote, tmp_path):
     expected, _ = reference.run("mobilenetv2_050", state, x)
     ours = np.load(tmp_path / "y.npy")
     assert np.abs(ours - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="only PyTorch's arrays have strides")
+def test_kernels_keep_the_memory_order_of_pytorch(state):
+    for model in (small(), small(weights=state)):
+        for slot in slots(model).values():
+            assert slot.variable.value.permute(slot.axes).is_contiguous(), slot.path
