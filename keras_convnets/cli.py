@@ -20,6 +20,9 @@ from keras_convnets import catalog
 from keras_convnets.quiet import silenced_stderr
 
 BACKENDS = ("tensorflow", "jax", "torch")
+FORMS = ("float32", "float16", "dynamic", "int8", "int16x8", "int4")  # of deploy.export_litert
+DEFAULT_THREADS = (1, 2)
+PHOTOGRAPHS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 START = time.perf_counter()
 
 
@@ -71,6 +74,30 @@ def _parser():
     )
     command.add_argument("--top", type=positive, default=5, help="default: 5")
 
+    command = commands.add_parser("export", help="write a .tflite or .onnx file")
+    command.set_defaults(command=export)
+    _add_model_arguments(command)
+    command.add_argument("path", metavar="PATH", type=Path, help="a .tflite or .onnx file")
+    command.add_argument("--form", choices=FORMS, default="float32", help="default: float32")
+    command.add_argument(
+        "--calibration", metavar="FOLDER", type=Path, help="of 100 or so photographs, for int8"
+    )
+    command.add_argument(
+        "--labels", help="a label set such as imagenet-1k, or a file with one label per line"
+    )
+
+    command = commands.add_parser("report", help="size, speed and faithfulness on LiteRT")
+    command.set_defaults(command=report)
+    _add_model_arguments(command)
+    command.add_argument("images", metavar="IMAGES", type=Path, help="a folder of photographs")
+    command.add_argument(
+        "--form", choices=FORMS, action="append", help="again for each one; default: all"
+    )
+    command.add_argument(
+        "--threads", action="append", type=positive, help="again for each number; default: 1, 2"
+    )
+    command.add_argument("--out", type=Path, default=Path("report"), help="default: report")
+
     weights = commands.add_parser("weights", help="published checkpoints and files of your own")
     actions = weights.add_subparsers(required=True, metavar="ACTION", dest="action")
 
@@ -93,6 +120,16 @@ def _parser():
     command.add_argument("target", type=Path, help="a new .safetensors, .weights.h5 or .keras file")
     command.add_argument("--model", help="any of `list`; not needed for a NAME")
     return parser
+
+
+def _add_model_arguments(command):
+    command.add_argument("model", metavar="MODEL", help="any of `list`")
+    command.add_argument("--backend", choices=BACKENDS, help="default: Keras's own choice")
+    command.add_argument(
+        "--weights",
+        default="imagenet",
+        help="file or tag of `info`, or `none`; default: the first published",
+    )
 
 
 def positive(text: str) -> int:
@@ -183,6 +220,93 @@ def predict(options: argparse.Namespace) -> None:
         print(path)
         for name, score in _best(image_scores, options.top):
             print(f"  {100 * score:5.1f}%  {name}")
+
+
+def export(options: argparse.Namespace) -> None:
+    _check_model("MODEL", options.model)
+    suffix = options.path.suffix
+    if suffix not in (".tflite", ".onnx"):
+        raise ValueError(f"PATH: {options.path.name!r} must end in .tflite or .onnx")
+    if suffix == ".onnx" and (options.form != "float32" or options.calibration or options.labels):
+        raise ValueError("PATH: --form, --calibration and --labels are for .tflite files")
+    calibration = options.calibration and _photographs("--calibration", options.calibration)
+    labels = options.labels and _labels(options.labels)
+    _start_keras(options.backend)
+    from keras_convnets.deploy import export_litert, export_onnx
+
+    model, row = _model_and_row(options)
+    if suffix == ".onnx":
+        export_onnx(model, options.path)
+    else:
+        export_litert(
+            model,
+            options.path,
+            None if options.form == "float32" else options.form,
+            calibration and _prepared("--calibration", calibration, row),
+            labels,
+            row if labels else None,
+        )
+    print(f"{options.path}: {options.path.stat().st_size:,} bytes, checked against {options.model}")
+
+
+def report(options: argparse.Namespace) -> None:
+    _check_model("MODEL", options.model)
+    photographs = _photographs("IMAGES", options.images)
+    _start_keras(options.backend)
+    from keras_convnets.deploy import report
+
+    model, row = _model_and_row(options)
+    images = _prepared("IMAGES", photographs, row)
+    result = report(
+        model, images, options.form or FORMS, threads=options.threads or DEFAULT_THREADS
+    )
+    with _about("--out"):
+        result.save(options.out)
+    titles, *lines = result.tables()["Forms"]
+    _print_table(titles, lines)
+    print(f"see {options.out / 'report.html'}")
+
+
+def _photographs(argument, folder):
+    """The files in a folder that look like photographs."""
+    if not folder.is_dir():
+        raise ValueError(f"{argument}: there is no folder {str(folder)!r}")
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in PHOTOGRAPHS)
+    if not files:
+        raise ValueError(
+            f"{argument}: {str(folder)!r} holds no photographs ({', '.join(PHOTOGRAPHS)})"
+        )
+    return files
+
+
+def _prepared(argument, files, row):
+    """The photographs in files as a batch, as the model expects them."""
+    import numpy as np
+
+    from keras_convnets.preprocessing import load_image, preprocess_image
+
+    with _about(argument):
+        return np.stack([preprocess_image(load_image(path), row) for path in files])
+
+
+def _labels(text):
+    """Lines of a file, or the name of a label set as it is."""
+    path = Path(text)
+    return path.read_text().splitlines() if path.is_file() else text
+
+
+def _model_and_row(options):
+    """The model, and the published row that tells how its images are prepared."""
+    from keras_convnets.applications.base import create_model, find_checkpoint
+    from keras_convnets.registry import Checkpoint, find_family
+
+    weights = None if options.weights == "none" else options.weights
+    family = find_family(options.model)
+    with _about("--weights"):
+        _, row = find_checkpoint(family, options.model, weights)
+        row = row or next(iter(family.rows(options.model).values()), Checkpoint("unknown"))
+        size = (row.input_size, row.input_size, 3)
+        return create_model(options.model, weights=weights, input_shape=size), row
 
 
 def weights_list(options: argparse.Namespace) -> None:

@@ -10,14 +10,14 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def silenced_stderr() -> Iterator[None]:
-    """Keeps the runtimes' progress notes off the screen; C++ code writes them past `sys.stderr`."""
+    """Keeps progress notes off the screen: those of Python code, which a notebook shows without a
+    file descriptor, and those that C++ code writes past `sys.stderr`."""
     sys.stderr.flush()
     screen = os.dup(2)
-    with open(os.devnull, "wb") as nowhere:
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
         os.dup2(nowhere.fileno(), 2)
         try:
             yield
         finally:
-            sys.stderr.flush()
             os.dup2(screen, 2)
             os.close(screen)

@@ -69,6 +69,8 @@ class Family:
         head_initializer: initialiser of the classifier's kernel.
         pre_pool: function of the final map `(batch, height, width, channels)` that pooling and
             classifier follow, or `None` for the identity.
+        classifier: function `(features, classes)` that gives the logits, with a dense layer named
+            `head` and others named `head_...`; `None` for that dense layer alone.
         module: the family's module.
     """
 
@@ -79,6 +81,7 @@ class Family:
     pre_logits: Callable | None
     head_initializer: str
     pre_pool: Callable | None
+    classifier: Callable | None
     module: object
 
     @property
@@ -110,12 +113,23 @@ def family(
     pre_logits: Callable | None = None,
     head_initializer: str = "keras_convnets>TorchUniform",
     pre_pool: Callable | None = None,
+    classifier: Callable | None = None,
 ) -> Callable:
     """Decorator that registers a family function under each of its variants; see `Family`."""
 
     def register(build):
         module = inspect.getmodule(build)
-        row = Family(build, variants, weights, keys, pre_logits, head_initializer, pre_pool, module)
+        row = Family(
+            build,
+            variants,
+            weights,
+            keys,
+            pre_logits,
+            head_initializer,
+            pre_pool,
+            classifier,
+            module,
+        )
         taken = [variant for variant in variants if _FAMILIES.get(variant, row).name != row.name]
         if taken:
             raise ValueError(f"family {row.name}: variants {taken} are registered already.")

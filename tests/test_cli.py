@@ -144,6 +144,85 @@ def test_mistakes_take_one_line(photograph, tmp_path, capsys):
     assert "--backend" in fails(capsys, *predict, "--backend", other)
 
 
+@pytest.fixture
+def folder(photograph):
+    """Of photographs, and a file that is none."""
+    (photograph.parent / "notes.txt").write_text("no image")
+    return photograph.parent
+
+
+def test_export(folder, tmp_path, capsys):
+    from keras_convnets.deploy import LiteRTModel
+
+    model = random_weights(tmp_path / "own.safetensors", classes=3)
+    (tmp_path / "labels.txt").write_text("pagoda\nroof\nsky\n")
+    about = ["resnet_test", "--weights", str(tmp_path / "own.safetensors")]
+    target = tmp_path / "model.tflite"
+    command = ["export", *about, str(target), "--form", "int8", "--calibration", str(folder)]
+    assert cli.main([*command, "--labels", str(tmp_path / "labels.txt")]) == 0
+    assert f"{target}: {target.stat().st_size:,} bytes" in capsys.readouterr().out
+    assert b"pagoda\nroof\nsky\n" in target.read_bytes()
+    size = LiteRTModel(target).input_shape
+    row = Checkpoint("unknown")
+    image = preprocess_image(load_sample_image("china.jpg"), row)
+    pixels = 255 * (image * row.std + row.mean)
+    (scores,) = LiteRTModel(target).predict(pixels[None])
+    assert size == image.shape
+    np.testing.assert_allclose(scores, model.predict(image[None], verbose=0), atol=0.05)
+
+
+def test_export_onnx(tmp_path, capsys):
+    import onnxruntime
+
+    model = random_weights(tmp_path / "own.safetensors")
+    target = tmp_path / "model.onnx"
+    about = ["resnet_test", "--weights", str(tmp_path / "own.safetensors")]
+    assert cli.main(["export", *about, str(target)]) == 0
+    image = preprocess_image(load_sample_image("china.jpg"), Checkpoint("unknown"))[None]
+    (scores,) = onnxruntime.InferenceSession(target).run(None, {"image": image})
+    np.testing.assert_allclose(scores, model.predict(image, verbose=0), atol=1e-6)
+
+
+def test_report(folder, tmp_path, capsys):
+    from keras_convnets.deploy.report import FORMS
+
+    assert cli.FORMS == FORMS
+    random_weights(tmp_path / "own.safetensors")
+    about = ["resnet_test", str(folder), "--weights", str(tmp_path / "own.safetensors")]
+    out = tmp_path / "out"
+    assert (
+        cli.main(["report", *about, "--form", "float32", "--threads", "1", "--out", str(out)]) == 0
+    )
+    printed = capsys.readouterr().out
+    assert "float32" in printed and "100.0%" in printed and "1 thread" in printed
+    assert {path.name for path in out.iterdir()} == {
+        f"report.{kind}" for kind in ("md", "csv", "png", "html")
+    }
+
+
+def test_mistakes_of_export_and_report(folder, tmp_path, capsys):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    model = tmp_path / "model.tflite"
+    plain = ("export", "resnet_test", model, "--weights", "none")
+    assert "MODEL" in fails(capsys, "export", "resnt18", model)
+    assert "PATH" in fails(capsys, "export", "resnet_test", tmp_path / "model.pb")
+    assert "PATH" in fails(capsys, "export", "resnet_test", "x.onnx", "--form", "int8")
+    assert "--form" in fails(capsys, *plain, "--form", "int3")
+    assert "calibration" in fails(capsys, *plain, "--form", "int8")
+    assert "--calibration" in fails(capsys, *plain, "--calibration", tmp_path / "absent")
+    assert "no photographs" in fails(capsys, *plain, "--calibration", empty)
+    assert "imagenet-1k" in fails(capsys, *plain, "--labels", "imagenet")
+    assert "--weights" in fails(capsys, *plain[:3])
+    assert "--weights" in fails(capsys, *plain[:3], "--weights", "absent.safetensors")
+    assert "IMAGES" in fails(capsys, "report", "resnet_test", tmp_path / "absent")
+    assert "--threads" in fails(capsys, "report", "resnet_test", folder, "--threads", 0)
+    (empty / "text.png").write_text("no image")
+    line = fails(capsys, "report", "resnet_test", empty, "--weights", "none")
+    assert "IMAGES" in line and "text.png" in line
+    assert not model.exists()
+
+
 def test_backend_that_is_not_installed(photograph):
     command = ["predict", str(photograph), "--model", "resnet_test", "--backend", "jax"]
     done = run(f"sys.modules['jax'] = None; sys.exit(main({command}))")

@@ -2,13 +2,15 @@
 
 import subprocess
 import sys
+from collections import Counter
 
 import keras
 import numpy as np
 import pytest
 
 from keras_convnets import create_model
-from keras_convnets.deploy import LiteRTModel, export_litert, litert
+from keras_convnets.deploy import LiteRTModel, export, export_litert, litert
+from keras_convnets.deploy.inspect import LiteRTFile
 
 SHAPE = (32, 32, 3)
 ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
@@ -71,11 +73,40 @@ def test_int8_file_agrees_with_the_model(name, tmp_path):
     model, x = model_of(name), images()
     path = export_litert(model, tmp_path / "model.tflite", "int8", x)
     file = LiteRTModel(path)
-    assert file._input["dtype"] == np.int8 and file.output_scales[0] > 0
+    # LayerNormalization stays in float, and with it what stands around it.
+    assert file._input["dtype"] == (np.float32 if name.startswith("convnext") else np.int8)
     (have,) = file.predict(x)
     want = expected(model, x)
     assert have.dtype == np.float32 and cosine(have, want) > 0.99
     assert np.mean(have.argmax(-1) == want.argmax(-1)) > 0.8
+    products = [t for t in LiteRTFile(path).tensors if t.constant and len(t.shape) == 4]
+    assert {t.dtype for t in products} == {"int8"} or name.startswith("convnext")
+
+
+@converts_itself
+def test_integers_only_where_they_are_asked_for(tmp_path):
+    model, x = model_of("convnext_test"), images()
+    path = export_litert(model, tmp_path / "model.tflite", "int8", x, integer_only=True)
+    assert {t.dtype for t in LiteRTFile(path).tensors} == {"int8", "int32"}
+    assert cosine(LiteRTModel(path, xnnpack=False).predict(x)[0], expected(model, x)) > 0.95
+
+
+@converts_itself
+def test_sixteen_bit_activations(tmp_path):
+    model, x = model_of("resnet_test"), images()
+    path = export_litert(model, tmp_path / "model.tflite", "int16x8", x)
+    types = Counter(tensor.dtype for tensor in LiteRTFile(path).tensors)
+    assert set(types) <= {"int8", "int16", "int32", "int64"}
+    assert cosine(LiteRTModel(path).predict(x)[0], expected(model, x)) > 0.999
+
+
+@converts_itself
+def test_four_bit_weights(tmp_path):
+    model = model_of("resnet_test")
+    path = export_litert(model, tmp_path / "model.tflite", "int4")
+    kernels = [t for t in LiteRTFile(path).tensors if t.constant and len(t.shape) == 4]
+    assert {t.dtype for t in kernels} == {"int4"}
+    assert path.stat().st_size < 0.5 * model.count_params() + 60_000
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +184,8 @@ NAN = np.full((4, *SHAPE), np.nan, "float32")
         (lambda: "resnet18", {}, "model='resnet18'"),
         (sized, {"quantize": "int3"}, "quantize='int3' must be one of"),
         (sized, {"quantize": "int8"}, "needs calibration"),
+        (sized, {"quantize": "int16x8"}, "'int16x8' needs calibration"),
+        (sized, {"quantize": "int4", "integer_only": True}, "integer_only=True is for .*'int8'"),
         (sized, {"quantize": "int8", "calibration": NAN}, "NaN"),
         (sized, {"quantize": "int8", "calibration": NAN[:0]}, "one image or more"),
         (sized, {"quantize": "int8", "calibration": NAN[:, :16]}, "shape \\(4, 16, 32, 3\\)"),
@@ -184,8 +217,7 @@ def test_unwritable_path(tmp_path):
 def test_disagreeing_file_is_not_kept(int8_file, tmp_path, monkeypatch):
     """An older file stays when the new one is wrong, here that of another model."""
     other = int8_file.read_bytes()
-    route = "_convert" if ON_TENSORFLOW else "_convert_in_child"
-    monkeypatch.setattr(litert, route, lambda *arguments: other)
+    monkeypatch.setattr(litert, "on_tensorflow", lambda *_, **__: other)
     path = tmp_path / "model.tflite"
     path.write_bytes(b"older")
     with pytest.raises(ValueError, match="disagree in output 0"):
@@ -210,9 +242,9 @@ def test_differences_are_found(quantize, have, problem):
     assert not litert._difference(want, want + 1e-5, quantize, 0.01)
 
 
-@pytest.mark.parametrize("package", ["tensorflow", "ai_edge_litert"])
+@pytest.mark.parametrize("package", ["tensorflow", "ai_edge_litert", "ai_edge_quantizer"])
 def test_missing_package_is_named(package, tmp_path, monkeypatch):
-    monkeypatch.setattr(litert.importlib.util, "find_spec", lambda name: name != package or None)
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: name != package or None)
     with pytest.raises(ImportError, match=rf"{package}.*pip install \"keras-convnets\[tflite\]"):
         export_litert(sized(), tmp_path / "model.tflite")
     assert not list(tmp_path.iterdir())

@@ -116,3 +116,21 @@ def test_counting_needs_a_size_and_counts_shared_layers_once():
     counts = count(user_model())
     assert counts.parameters == user_model().count_params()
     assert counts.macs == (2 + 2 + 2) * 16 * 16 * 4 * 4 * 9 + 3 * 4
+
+
+@pytest.mark.parametrize("dtype, size", [("float32", 4), ("mixed_bfloat16", 2)])
+def test_activation_memory_by_hand(dtype, size):
+    image = keras.Input((8, 8, 2))  # 128 values
+    wide = keras.layers.Conv2D(8, 1, name="wide", dtype=dtype)(image)  # 512
+    narrow = keras.layers.Conv2D(2, 1, name="narrow", dtype=dtype)(wide)  # 128
+    deep = keras.layers.Conv2D(8, 1, name="deep", dtype=dtype)(narrow)  # 512
+    tall = keras.layers.Conv2D(1, 3, name="tall", dtype=dtype)(deep)  # 36
+    x = keras.layers.Concatenate(name="last", dtype=dtype)([tall, tall])  # 72
+    counts = count(keras.Model(image, [x, narrow]))
+    have = {row.name: row.activation_bytes for row in counts.rows}
+    assert have["wide"] == 128 * 4 + 512 * size  # images are float32
+    assert have["narrow"] == (512 + 128) * size
+    assert have["deep"] == (128 + 512) * size
+    assert have["tall"] == (128 + 512 + 36) * size
+    assert have["last"] == (128 + 36 + 72) * size
+    assert counts.activation_bytes == max(have.values())

@@ -70,6 +70,21 @@ from keras_convnets.applications.efficientnet_v2 import (
     TFEfficientNetV2S,
     TFEfficientNetV2XL,
 )
+from keras_convnets.applications.fasternet import (
+    FasterNetL,
+    FasterNetM,
+    FasterNetS,
+    FasterNetT0,
+    FasterNetT1,
+    FasterNetT2,
+)
+from keras_convnets.applications.lcnet import (
+    LCNet_035,
+    LCNet_050,
+    LCNet_075,
+    LCNet_100,
+    LCNet_150,
+)
 from keras_convnets.applications.mobilenet_v1 import (
     MobileNetV1_100,
     MobileNetV1_100h,
@@ -99,6 +114,23 @@ from keras_convnets.applications.mobilenet_v3 import (
     TFMobileNetV3Small_100,
     TFMobileNetV3SmallMinimal_100,
 )
+from keras_convnets.applications.mobileone import (
+    MobileOneS0,
+    MobileOneS1,
+    MobileOneS2,
+    MobileOneS3,
+    MobileOneS4,
+)
+from keras_convnets.applications.repghost import (
+    RepGhostNet_050,
+    RepGhostNet_058,
+    RepGhostNet_080,
+    RepGhostNet_100,
+    RepGhostNet_111,
+    RepGhostNet_130,
+    RepGhostNet_150,
+    RepGhostNet_200,
+)
 from keras_convnets.applications.repvgg import (
     RepVGG_A0,
     RepVGG_A1,
@@ -111,6 +143,16 @@ from keras_convnets.applications.repvgg import (
     RepVGG_B3,
     RepVGG_B3g4,
     RepVGG_D2se,
+)
+from keras_convnets.applications.repvit import (
+    RepViT_M0_9,
+    RepViT_M1,
+    RepViT_M1_0,
+    RepViT_M1_1,
+    RepViT_M1_5,
+    RepViT_M2,
+    RepViT_M2_3,
+    RepViT_M3,
 )
 from keras_convnets.applications.resnet import (
     ResNet18,

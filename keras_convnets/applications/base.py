@@ -354,7 +354,10 @@ def _head(row, x, arguments, include_top, pooling, classes, classifier_activatio
         x = row.pre_logits(x, **arguments)
     if not include_top:
         return x
-    x = keras.layers.Dense(classes, kernel_initializer=row.head_initializer, name="head")(x)
+    if row.classifier is not None:
+        x = row.classifier(x, classes)
+    else:
+        x = keras.layers.Dense(classes, kernel_initializer=row.head_initializer, name="head")(x)
     # In float32 also under mixed precision: a float16 softmax loses the small probabilities.
     return keras.layers.Activation(
         classifier_activation or "linear", dtype="float32", name="predictions"

@@ -9,8 +9,8 @@ from __future__ import annotations
 import keras
 
 from keras_convnets.applications.base import application, image_functions
-from keras_convnets.layers import Block, DropPath, SqueezeExcite, stochastic_depth
-from keras_convnets.layers.initializers import NORMAL_01, FanOutNormal, Normal
+from keras_convnets.layers import Block, RepConv, SqueezeExcite, stochastic_depth
+from keras_convnets.layers.initializers import NORMAL_01, Normal
 from keras_convnets.registry import Checkpoint, family
 
 A = dict(depths=(2, 4, 14, 1))
@@ -46,8 +46,11 @@ WEIGHTS = {
 }
 KEYS = [
     (r"^stage(\d)_block(\d+)", r"stages.\1.\2"),
-    (r"conv_(kxk|1x1)$", r"conv_\1.conv"),
-    (r"norm_(kxk|1x1)$", r"conv_\1.bn"),
+    (r"rep/conv_kxk0", "conv_kxk/conv"),
+    (r"rep/norm_kxk0", "conv_kxk/bn"),
+    (r"rep/conv_scale", "conv_1x1/conv"),
+    (r"rep/norm_scale", "conv_1x1/bn"),
+    (r"rep/identity", "identity"),
     (r"squeeze/reduce", "attn.fc1"),
     (r"squeeze/expand", "attn.fc2"),
     (r"^head$", "head.fc"),
@@ -81,44 +84,16 @@ class RepVGGBlock(Block):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.pad = keras.layers.ZeroPadding2D(1)
-        self.conv_kxk = convolution(width, 3, strides, groups)
-        self.norm_kxk = batch_norm()
-        # Its stride apart: oneDNN's strided 1x1 convolution of an image writes past its memory in
-        # training (oneDNN issue 6035, version 3.12: fewer than 16 channels, channels last).
-        self.subsample = keras.layers.MaxPooling2D(1, strides) if strides > 1 else None
-        self.conv_1x1 = convolution(width, 1, 1, groups)
-        self.norm_1x1 = batch_norm()
-        self.drop_path = DropPath(drop_path)
-        self.identity = batch_norm() if identity else None
+        self.rep = RepConv(width, 3, strides, groups, identity=identity, drop_path=drop_path)
+        for norm in self.rep.norms:
+            norm.gamma_initializer = Normal(0.1, 0.1)
+            norm.beta_initializer = Normal(0.0, 0.1)
         self.squeeze = SqueezeExcite(width, squeeze) if squeeze else None
         self.activation = keras.layers.Activation("relu")
 
     def call(self, x):
-        y = self.norm_kxk(self.conv_kxk(self.pad(x)))
-        y = y + self.norm_1x1(self.conv_1x1(self.subsample(x) if self.subsample else x))
-        y = self.drop_path(y) + self.identity(x) if self.identity else y
+        y = self.rep(x)
         return self.activation(self.squeeze(y) if self.squeeze else y)
-
-
-def convolution(width, kernel_size, strides, groups):
-    return keras.layers.Conv2D(
-        width,
-        kernel_size,
-        strides,
-        groups=groups,
-        use_bias=False,
-        kernel_initializer=FanOutNormal(groups=groups),
-    )
-
-
-def batch_norm():
-    return keras.layers.BatchNormalization(
-        momentum=0.9,
-        epsilon=1e-5,
-        gamma_initializer=Normal(0.1, 0.1),
-        beta_initializer=Normal(0.0, 0.1),
-    )
 
 
 @family(VARIANTS, WEIGHTS, KEYS, head_initializer=NORMAL_01)

@@ -1,11 +1,11 @@
-"""The child process of `export_litert`; see there."""
+"""The child process of `on_tensorflow`; see there."""
 
 import sys
 
-from keras_convnets.deploy.litert import convert_saved
+from keras_convnets.deploy.child import main
 
 if __name__ == "__main__":
     try:
-        convert_saved(*sys.argv[1:])
+        main(*sys.argv[1:])
     except ValueError as error:
         sys.exit(str(error))

@@ -14,26 +14,32 @@ INSTALL = 'pip install "keras-convnets[tflite]"'
 
 
 class LiteRTModel:
-    """A .tflite file in the LiteRT interpreter, with XNNPACK: float in, float out.
+    """A .tflite file in the LiteRT interpreter: float in, float out.
 
     Args:
         path: the file; it must have one input of static shape `(1, height, width, channels)`.
         threads: number of threads.
+        xnnpack: whether XNNPACK runs what it can, as on phones; else LiteRT's own kernels run all.
 
     Raises:
         ValueError: if the file is missing, is none, or has another kind of input.
         ImportError: if ai-edge-litert is not installed.
     """
 
-    def __init__(self, path: str | os.PathLike, threads: int = 1):
+    def __init__(self, path: str | os.PathLike, threads: int = 1, xnnpack: bool = True):
         try:
-            from ai_edge_litert.interpreter import Interpreter
+            from ai_edge_litert.interpreter import Interpreter, OpResolverType
         except ImportError:
             raise ImportError(f"Running .tflite files needs ai-edge-litert: {INSTALL}") from None
         self.path = Path(path)
+        kernels = "AUTO" if xnnpack else "BUILTIN_WITHOUT_DEFAULT_DELEGATES"
         try:
             with silenced_stderr():
-                self._interpreter = Interpreter(str(path), num_threads=threads)
+                self._interpreter = Interpreter(
+                    str(path),
+                    num_threads=threads,
+                    experimental_op_resolver_type=OpResolverType[kernels],
+                )
                 self._interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise ValueError(

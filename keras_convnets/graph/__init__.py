@@ -2,5 +2,19 @@
 
 from keras_convnets.graph.count import count
 from keras_convnets.graph.flatten import flatten
+from keras_convnets.graph.fold import fold_batchnorm
+from keras_convnets.graph.lower import lower
+from keras_convnets.graph.padding import fold_padding
+from keras_convnets.graph.reparameterize import reparameterize
+from keras_convnets.graph.rewrite import graph_nodes, rewrite
 
-__all__ = ["count", "flatten"]
+__all__ = [
+    "count",
+    "flatten",
+    "fold_batchnorm",
+    "fold_padding",
+    "graph_nodes",
+    "lower",
+    "reparameterize",
+    "rewrite",
+]

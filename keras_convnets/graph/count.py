@@ -1,4 +1,4 @@
-"""Parameters and multiply-accumulates, layer by layer."""
+"""Parameters, multiply-accumulates and activation memory, layer by layer."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import math
 from dataclasses import dataclass
 
 import keras
+import ml_dtypes  # noqa: F401  (NumPy knows bfloat16 by it)
+import numpy as np
 
-from keras_convnets.graph.flatten import check_flattenable, inline, path_names
+from keras_convnets.graph.rewrite import graph_nodes, leaf_graph
 from keras_convnets.layers.depthwise import DepthwiseConv2D
 
 
@@ -17,6 +19,8 @@ class Row:
 
     `parameters` leaves out BatchNorm's moving statistics, which no optimiser trains; a layer used
     twice has its parameters in the first row only. `macs` are those of one image.
+    `activation_bytes` are what one image takes in memory while the operation runs: what it reads
+    and writes, and what later operations still read; no operation writes over its input.
     """
 
     name: str
@@ -24,6 +28,7 @@ class Row:
     output_shape: tuple[int, ...]
     parameters: int
     macs: int
+    activation_bytes: int
 
 
 @dataclass(frozen=True)
@@ -40,12 +45,17 @@ class Counts:
     def macs(self) -> int:
         return sum(row.macs for row in self.rows)
 
+    @property
+    def activation_bytes(self) -> int:
+        """The most that is in memory at once."""
+        return max((row.activation_bytes for row in self.rows), default=0)
+
 
 def count(model: keras.Model) -> Counts:
-    """Counts parameters and the multiply-accumulates of convolutions and matrix products.
+    """Counts parameters, the multiply-accumulates of convolutions and matrix products, and memory.
 
-    Additions, normalisations and activations count nothing, as in `torch.utils.flop_counter`
-    (whose figure is twice the MACs).
+    Additions, normalisations and activations have no multiply-accumulates, as in
+    `torch.utils.flop_counter` (whose figure is twice the MACs).
 
     Args:
         model: a Functional model with a static input size; the batch may be open.
@@ -59,16 +69,30 @@ def count(model: keras.Model) -> Counts:
                 f"input {tensor.name!r} has shape {tensor.shape}: MACs depend on the size, build "
                 "the model with input_shape=(height, width, channels)."
             )
-    check_flattenable(model)
-    rows, seen = [], set()
-    with path_names(model):
-        flat = inline(keras.Model(model.input, model.output, name=model.name))
-        for _, nodes in sorted(flat._nodes_by_depth.items(), reverse=True):
-            rows += [_row(node, seen) for node in nodes if not node.is_input]
-    return Counts(rows)
+    seen = set()
+    with leaf_graph(model) as graph:
+        nodes = graph_nodes(graph)
+        memory = _activation_bytes(graph, nodes)
+        return Counts([_row(node, seen, size) for node, size in zip(nodes, memory)])
 
 
-def _row(node, seen):
+def _activation_bytes(graph, nodes):
+    """Bytes in memory during each node."""
+    last = {id(x): i for i, node in enumerate(nodes) for x in node.input_tensors}
+    last.update((id(x), len(nodes)) for x in graph.outputs)
+    present, rows = {id(x): _bytes(x) for x in graph.inputs}, []
+    for i, node in enumerate(nodes):
+        present.update((id(x), _bytes(x)) for x in node.outputs)
+        rows.append(sum(present.values()))
+        present = {key: size for key, size in present.items() if last.get(key, i) > i}
+    return rows
+
+
+def _bytes(tensor):
+    return math.prod(tensor.shape[1:]) * np.dtype(tensor.dtype).itemsize
+
+
+def _row(node, seen, activation_bytes):
     operation, output = node.operation, node.outputs[0]
     variables = getattr(operation, "trainable_weights", [])
     fresh = [v for v in variables if id(v) not in seen]
@@ -79,6 +103,7 @@ def _row(node, seen):
         tuple(output.shape[1:]),
         sum(math.prod(v.shape) for v in fresh),
         _macs(operation, [x.shape for x in node.input_tensors], math.prod(output.shape[1:])),
+        activation_bytes,
     )
 
 

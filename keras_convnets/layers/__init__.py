@@ -16,6 +16,7 @@ from keras_convnets.layers.leaves import (
     make_divisible,
     stochastic_depth,
 )
+from keras_convnets.layers.rep import RepConv
 
 __all__ = [
     "Block",
@@ -28,6 +29,7 @@ __all__ = [
     "FusedInvertedResidual",
     "InvertedResidual",
     "LayerScale",
+    "RepConv",
     "SqueezeExcite",
     "make_divisible",
     "stochastic_depth",

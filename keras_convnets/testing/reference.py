@@ -54,12 +54,42 @@ class Timm:
         """
         import torch
 
-        module = self.build(variant)
-        module.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()}, strict=True)
-        x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        module, x = self._filled(variant, state), self._tensor(images)
         with torch.no_grad():
             taps = module.forward_intermediates(x, intermediates_only=True)
             return module(x).numpy(), [tap.permute(0, 2, 3, 1).numpy() for tap in taps]
+
+    def has_branches(self, variant: str) -> bool:
+        """Whether the reference knows how to merge branches of the variant into convolutions."""
+        import torch
+
+        with torch.device("meta"):
+            modules = list(self.build(variant).modules())
+        names = ("fuse", "reparameterize", "switch_to_deploy")
+        return any(hasattr(module, name) for module in modules for name in names)
+
+    def run_reparameterized(
+        self, variant: str, state: dict[str, np.ndarray], images: np.ndarray
+    ) -> np.ndarray:
+        """Logits of the reference after its own re-parameterisation; arguments as in `run`."""
+        import torch
+        from timm.utils.model import reparameterize_model
+
+        with torch.no_grad():
+            module = reparameterize_model(self._filled(variant, state))
+            return module(self._tensor(images)).numpy()
+
+    def _filled(self, variant, state):
+        import torch
+
+        module = self.build(variant)
+        module.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()}, strict=True)
+        return module
+
+    def _tensor(self, images):
+        import torch
+
+        return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
 
     def preprocess(self, photograph: np.ndarray, checkpoint: str) -> np.ndarray:
         """timm's evaluation transform of a uint8 RGB image, `(1, height, width, 3)`."""

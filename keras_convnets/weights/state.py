@@ -181,7 +181,7 @@ def fill(model: keras.Model, state: Mapping[str, np.ndarray] | Path) -> None:
 
 
 def _is_kept(slot, state):
-    return slot.path != HEAD and slot.key in state
+    return slot.path != HEAD and slot.key in state and _shape(state, slot.key) == slot.shape
 
 
 def _shape(state, key):

@@ -1,0 +1,183 @@
+"""Latency, size and faithfulness of LiteRT files, ours beside what the peers' usual route gives.
+
+    KERAS_BACKEND=tensorflow python -m benchmarks.litert [MODEL...]
+
+The peers are `keras.applications` and, where it is installed, kimm, through
+`TFLiteConverter.from_keras_model`. Our weights are trained on scikit-learn's handwritten digits for
+two epochs, the peers' are random, which changes no latency. All files of a model run in one
+process, in turns, XNNPACK on 2 threads, batch 1 at 224x224. The cosine is that of the logits of
+photographs. Prints a table and writes `results/litert.csv` and `.md`. Exits with 1 where our file
+is more than 3% slower or larger than a peer's, int8 is slower than float, or int8 has a cosine
+below 0.99.
+"""
+
+from __future__ import annotations
+
+import csv
+import gc
+import importlib.util
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+
+import keras_convnets
+from keras_convnets.deploy import LiteRTModel, export_litert
+from keras_convnets.quiet import silenced_stderr
+from keras_convnets.testing.conformance import cosine, photographs, settle_statistics
+
+PEERS = {  # ours: keras.applications', kimm's
+    "mobilenetv2_100": ("MobileNetV2", "MobileNetV2W100"),
+    "efficientnet_b0": ("EfficientNetB0", "EfficientNetB0"),
+    "resnet50": ("ResNet50", "ResNet50"),
+    "convnext_tiny": ("ConvNeXtTiny", "ConvNeXtTiny"),
+}
+FORMS = (None, "int8")
+IMAGES = 32
+RUNS = 30
+WORST_RATIO = 1.03
+LEAST_COSINE = 0.99
+RESULTS = Path(__file__).parent / "results"
+
+
+def trained(name: str) -> keras.Model:
+    """The model at 224x224, with logits, trained on small pictures of the digits."""
+    from sklearn.datasets import load_digits
+
+    digits, labels = load_digits(return_X_y=True)
+    pictures = np.kron(digits.reshape(-1, 8, 8) / 8 - 1, np.ones((8, 8)))[..., None].repeat(3, -1)
+    arguments = dict(weights=None, classifier_activation=None)
+    small = keras_convnets.create_model(name, input_shape=(64, 64, 3), **arguments)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    small.compile(keras.optimizers.Adam(1e-3), loss, jit_compile=False)
+    small.fit(pictures, labels, batch_size=32, epochs=2, verbose=0)
+    model = keras_convnets.create_model(name, input_shape=(224, 224, 3), **arguments)
+    model.set_weights(small.get_weights())
+    return model
+
+
+def peers(name: str) -> dict[str, keras.Model]:
+    applications, kimm_name = PEERS.get(name, (None, None))
+    found = {}
+    if applications:
+        make = getattr(keras.applications, applications)
+        found["keras.applications"] = make(weights=None, classifier_activation=None)
+    if kimm_name and importlib.util.find_spec("kimm"):
+        import kimm
+
+        make = getattr(kimm.models, kimm_name)
+        found["kimm"] = make(weights=None, input_shape=(224, 224, 3), classifier_activation=None)
+    return found
+
+
+def usual_route(model: keras.Model, path: Path, form: str | None) -> None:
+    import tensorflow as tf
+
+    converter = tf.lite.TFLiteConverter.from_keras_model(model)
+    if form == "int8":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.representative_dataset = lambda: (
+            [image[None]] for image in photographs(IMAGES, 224)
+        )
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        converter.inference_input_type = converter.inference_output_type = tf.int8
+    with silenced_stderr():
+        path.write_bytes(converter.convert())
+
+
+def files(name: str, folder: Path) -> list[dict]:
+    x = photographs(2 * IMAGES, 224)
+    model = trained(name)
+    expected = model.predict(x[IMAGES:], batch_size=8, verbose=0)
+    rows = []
+    for form in FORMS:
+        path = folder / f"{name}_ours_{form}.tflite"
+        start = time.perf_counter()
+        export_litert(model, path, form, x[:IMAGES])
+        seconds = time.perf_counter() - start
+        (logits,) = LiteRTModel(path, threads=2).predict(x[IMAGES:])
+        rows.append(row(name, "ours", form, path, seconds, cosine(logits, expected)))
+    for who, peer in peers(name).items():
+        settle_statistics(peer, x[:IMAGES])
+        for form in FORMS:
+            path = folder / f"{name}_{who}_{form}.tflite"
+            start = time.perf_counter()
+            usual_route(peer, path, form)
+            rows.append(row(name, who, form, path, time.perf_counter() - start, None))
+    keras.backend.clear_session()
+    gc.collect()
+    return rows
+
+
+def row(name, who, form, path, seconds, agreement):
+    return {
+        "model": name,
+        "who": who,
+        "form": form or "float32",
+        "path": path,
+        "MB": round(path.stat().st_size / 1e6, 2),
+        "seconds to convert": round(seconds, 1),
+        "cosine with Keras": agreement and round(agreement, 5),
+    }
+
+
+def measure(rows: list[dict]) -> None:
+    """Adds the medians of runs in turns."""
+    x = photographs(1, 224)
+    models = [LiteRTModel(r.pop("path"), threads=2) for r in rows]
+    times = [[] for _ in rows]
+    for _ in range(RUNS):
+        for model, results in zip(models, times):
+            results.append(model.milliseconds(x))
+    ours = {}
+    for r, results in zip(rows, times):
+        key, milliseconds = (r["model"], r["form"]), statistics.median(results[2:])
+        ours.setdefault(key, milliseconds)
+        r["milliseconds"] = round(milliseconds, 1)
+        r["times ours"] = round(milliseconds / ours[key], 2)
+
+
+def shortfalls(rows: list[dict]) -> list[str]:
+    ours = {(r["model"], r["form"]): r for r in rows if r["who"] == "ours"}
+    found = []
+    for r in rows:
+        mine = ours[r["model"], r["form"]]
+        if r["times ours"] < 1 / WORST_RATIO or mine["MB"] > WORST_RATIO * r["MB"]:
+            found.append(f"ours is behind {r}")
+    for (name, form), r in ours.items():
+        if form == "int8" and r["milliseconds"] > ours[name, "float32"]["milliseconds"]:
+            found.append(f"int8 is slower than float: {r}")
+        if r["cosine with Keras"] < LEAST_COSINE:
+            found.append(f"not faithful: {r}")
+    return found
+
+
+def main(names: list[str]) -> int:
+    rows = []
+    for name in names or PEERS:
+        with tempfile.TemporaryDirectory() as folder:
+            part = files(name, Path(folder))
+            measure(part)
+        rows += part
+        print(f"{name} done", file=sys.stderr)
+    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
+    lines += ["| " + " | ".join(str(v) if v else "" for v in r.values()) + " |" for r in rows]
+    print("\n".join(lines))
+    if not names:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / "litert.md").write_text("\n".join(lines) + "\n")
+        with (RESULTS / "litert.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    missed = shortfalls(rows)
+    print("\n".join(missed), file=sys.stderr)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

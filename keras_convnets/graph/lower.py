@@ -1,0 +1,190 @@
+"""The graph in the operators that phones run fast."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from keras_convnets.graph.fold import fold_batchnorm
+from keras_convnets.graph.reparameterize import reparameterize
+from keras_convnets.graph.rewrite import rewrite
+from keras_convnets.layers.depthwise import DepthwiseConv2D
+from keras_convnets.layers.leaves import LayerScale
+from keras_convnets.ops._geometry import zeros_around
+
+# XNNPACK has depthwise kernels of up to 25 taps. A larger one falls back to a loop that is 6 to 20
+# times slower a tap: 3.1 ms for 7x7 on 56x56x96, where three of its bands and their sum take 0.6.
+MOST_TAPS = 25
+
+
+def lower(model: keras.Model) -> keras.Model:
+    """A flat copy of a model for inference on LiteRT: fused, folded, and in its native operators.
+
+    After `reparameterize` and `fold_batchnorm`:
+
+    - LayerNormalization over channels is (x - mean) / sqrt(mean of its square + epsilon); its scale
+      and shift, and every LayerScale, go into the convolutions and dense layers around them.
+    - Dense layers on maps are 1x1 convolutions.
+    - Depthwise convolutions of more than 25 taps are sums of smaller ones.
+    - Grouped convolutions are convolutions of slices.
+
+    Args:
+        model: as in `graph.flatten`, with a known input size; it stays as it is, and the result has
+            weights of its own.
+
+    Returns:
+        A model whose outputs differ from the given one's by rounding only.
+
+    Raises:
+        ValueError: as `graph.flatten`.
+    """
+    return _lower_products(fold_batchnorm(_open_scales(reparameterize(model))))
+
+
+def _open_scales(model):
+    """Scales and shifts per channel as BatchNormalizations, which `fold_batchnorm` folds."""
+    return rewrite(model, _once(_open_scale))
+
+
+def _lower_products(model):
+    return rewrite(model, _once(_lower_product))
+
+
+def _once(lower_operation):
+    """`replace` for `rewrite`: a layer that is called at several nodes is lowered once."""
+    lowered = {}
+
+    def replace(operation, node):
+        if operation not in lowered:
+            lowered[operation] = lower_operation(operation, node)
+        return lowered[operation]
+
+    return replace
+
+
+def _open_scale(operation, node) -> Callable | None:
+    if type(operation) is LayerScale:
+        return _affine(operation.name, node, scale=operation.gamma)
+    if type(operation) is not layers.LayerNormalization or operation.rms_scaling:
+        return None
+    rank = len(node.outputs[0].shape)
+    if list(np.ravel(operation.axis) % rank) != [rank - 1]:
+        return None
+    affine = _affine(operation.name, node, operation.gamma, operation.beta)
+    epsilon = operation.epsilon
+
+    def normalise(x):
+        x = x - ops.mean(x, axis=-1, keepdims=True)
+        variance = ops.mean(ops.square(x), axis=-1, keepdims=True)
+        return affine(x * ops.rsqrt(variance + epsilon))
+
+    return normalise
+
+
+def _affine(name, node, scale=None, shift=None):
+    shape = node.outputs[0].shape
+    norm = layers.BatchNormalization(
+        axis=-1, scale=scale is not None, center=shift is not None, epsilon=0.0, name=name
+    )
+    norm.build(shape)
+    for variable, value in ((norm.gamma, scale), (norm.beta, shift)):
+        if value is not None:
+            variable.assign(ops.convert_to_numpy(value))
+    return norm
+
+
+def _lower_product(operation, node) -> Callable | None:
+    kind, shape = type(operation), node.outputs[0].shape
+    if kind is layers.Dense and len(shape) == 4:
+        return _pointwise(operation, node.input_tensors[0].shape)
+    if kind is layers.Conv2D and operation.groups > 1:
+        return _sliced(operation, node.input_tensors[0].shape)
+    if (
+        kind in (DepthwiseConv2D, layers.DepthwiseConv2D)
+        and operation.kernel.shape[-1] == 1
+        and math.prod(operation.kernel_size) > MOST_TAPS
+    ):
+        return _tiled(operation, node.input_tensors[0].shape)
+    return None
+
+
+def _pointwise(dense, input_shape):
+    """A dense layer as a 1x1 convolution."""
+    convolution = layers.Conv2D(
+        dense.units, 1, activation=dense.activation, use_bias=dense.use_bias, name=dense.name
+    )
+    convolution.build(input_shape)
+    kernel, *bias = dense.get_weights()
+    convolution.set_weights([kernel[None, None], *bias])
+    return convolution
+
+
+def _sliced(grouped, input_shape):
+    """A grouped convolution as one convolution for each group, and their concatenation."""
+    config = grouped.get_config()
+    groups, channels = config["groups"], input_shape[-1] // config["groups"]
+    config |= {"groups": 1, "filters": config["filters"] // groups}
+    kernels = np.split(ops.convert_to_numpy(grouped.kernel), groups, axis=-1)
+    biases = np.split(ops.convert_to_numpy(grouped.bias), groups) if grouped.use_bias else []
+    parts = []
+    for i in range(groups):
+        part = layers.Conv2D.from_config(config | {"name": f"{grouped.name}_group{i}"})
+        part.build((*input_shape[:-1], channels))
+        part.set_weights([kernels[i], *biases[i : i + 1]])
+        parts.append(part)
+
+    def convolve(x):
+        slices = ops.split(x, groups, axis=-1)
+        return ops.concatenate([part(x) for part, x in zip(parts, slices)], axis=-1)
+
+    return convolve
+
+
+def _tiled(depthwise, input_shape):
+    """A depthwise convolution as the sum of those of the tiles of its kernel, on a padded map."""
+    strides, rates = depthwise.strides, depthwise.dilation_rate
+    zeros = zeros_around(input_shape[1:3], depthwise.kernel_size, strides, depthwise.padding, rates)
+    outputs = depthwise.compute_output_shape(input_shape)[1:3]
+    kernel = ops.convert_to_numpy(depthwise.kernel)
+    tiles = []
+    for corner, size in _tiles(*depthwise.kernel_size):
+        starts = [first * rate for first, rate in zip(corner, rates)]
+        window = [
+            slice(start, start + (output - 1) * stride + (taps - 1) * rate + 1)
+            for start, output, stride, taps, rate in zip(starts, outputs, strides, size, rates)
+        ]
+        tile = DepthwiseConv2D(
+            size,
+            strides,
+            "valid",
+            rates,
+            use_bias=depthwise.use_bias and not tiles,
+            name=f"{depthwise.name}_tile{len(tiles)}",
+        )
+        tile.build((None, *(part.stop - part.start for part in window), input_shape[-1]))
+        part = kernel[tuple(slice(first, first + taps) for first, taps in zip(corner, size))]
+        tile.set_weights([part, *depthwise.get_weights()[1:]] if tile.use_bias else [part])
+        tiles.append((window, tile))
+    activation = getattr(depthwise, "activation", keras.activations.linear)
+    pad = layers.ZeroPadding2D(zeros, name=f"{depthwise.name}_pad")
+
+    def convolve(x):
+        x = pad(x)
+        return activation(sum(tile(x[:, rows, columns]) for (rows, columns), tile in tiles))
+
+    return convolve
+
+
+def _tiles(height, width):
+    """Corner and size of the fewest tiles, as even as can be, that make up a kernel."""
+    sizes = [(h, MOST_TAPS // h) for h in range(1, MOST_TAPS + 1)]
+    counts = [(math.ceil(height / h), math.ceil(width / w)) for h, w in sizes]
+    # Of equally many, the widest: rows of a map lie together in memory.
+    down, across = min(counts, key=lambda count: (math.prod(count), count[1]))
+    for rows in np.array_split(np.arange(height), down):
+        for columns in np.array_split(np.arange(width), across):
+            yield (int(rows[0]), int(columns[0])), (len(rows), len(columns))

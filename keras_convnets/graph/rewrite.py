@@ -1,0 +1,197 @@
+"""Rebuilding a model's graph operation by operation: what every pass is made of."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import keras
+import numpy as np
+
+
+def is_compound(operation: keras.Operation) -> bool:
+    """Whether an operation is made of layers: a block of ours or a user's, or a nested model."""
+    return (
+        isinstance(operation, keras.Layer)
+        and bool(operation._layers)
+        and (isinstance(operation, keras.Model) or not _is_from_keras(operation))
+    )
+
+
+def _is_from_keras(operation):
+    return type(operation).__module__.partition(".")[0] == "keras"
+
+
+def graph_nodes(graph: keras.Model) -> list:
+    """The calls of a graph in the order of execution, its inputs left out.
+
+    A node has `operation`, `input_tensors`, `outputs` and `arguments` (`.args`, `.kwargs`).
+    """
+    by_depth = sorted(graph._nodes_by_depth.items(), reverse=True)
+    return [node for _, nodes in by_depth for node in nodes if not node.is_input]
+
+
+def rewrite(
+    model: keras.Model, replace: Callable[[keras.Operation, object], Callable | None]
+) -> keras.Model:
+    """A flat copy of a model with some of its operations replaced; the model stays as it is.
+
+    Args:
+        model: a Functional or Sequential model, flat or not.
+        replace: function `(operation, node)` that is asked once for each call of a leaf layer or of
+            an operation of `keras.ops`, in the order of execution. It returns `None` to keep the
+            operation, or what stands for it at this node: a function, or a layer without sublayers,
+            that takes the same arguments and gives tensors of the same shape. Inside, layers are
+            named by their path, `operation.name`. For a layer that is called at several nodes
+            it may return the same new layer each time. See `graph_nodes` for what a node has.
+
+    Raises:
+        ValueError: as `flatten`.
+    """
+    with leaf_graph(model) as graph:
+        return rebuild(graph, replace)
+
+
+def rebuild(
+    graph: keras.Model, replace: Callable[[keras.Operation, object], Callable | None]
+) -> keras.Model:
+    """`rewrite` for what `leaf_graph` gives."""
+    copies = {}
+
+    def choose(node):
+        operation = node.operation
+        replacement = replace(operation, node)
+        if replacement is not None:
+            return replacement
+        if operation not in copies:
+            copies[operation] = type(operation).from_config(operation.get_config())
+        return copies[operation]
+
+    rebuilt = _rerun(graph, choose)
+    for operation, copy in copies.items():
+        for target, source in zip(getattr(copy, "weights", ()), getattr(operation, "weights", ())):
+            target.assign(np.array(source))  # a copy: JAX would share the buffer
+    return rebuilt
+
+
+def _rerun(graph, choose):
+    """The graph on new inputs, each node computed by `choose(node)`."""
+    inputs = keras.tree.map_structure(
+        lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name), graph.input
+    )
+    tensors = dict(zip(map(id, graph.inputs), keras.tree.flatten(inputs)))
+    for node in graph_nodes(graph):
+        args, kwargs = node.arguments.fill_in(tensors)
+        outputs = choose(node)(*args, **kwargs)
+        tensors.update(zip(map(id, node.outputs), keras.tree.flatten(outputs)))
+    outputs = keras.tree.map_structure(lambda x: tensors[id(x)], graph.output)
+    _name_apart(keras.tree.flatten(outputs))
+    return keras.Model(inputs, outputs, name=graph.name)
+
+
+def _name_apart(outputs):
+    """Gives operations names that the layers do not have: Keras refuses a graph with namesakes."""
+    histories = [x._keras_history for x in outputs]
+    pending = [history.operation._inbound_nodes[history.node_index] for history in histories]
+    seen = {}
+    while pending:
+        node = pending.pop()
+        if node not in seen:
+            seen[node] = node.operation
+            pending += node.parent_nodes
+    operations = dict.fromkeys(seen.values())
+    taken = set()
+    for operation in sorted(operations, key=lambda op: not isinstance(op, keras.Layer)):
+        name, count = operation.name, 1
+        while operation.name in taken:
+            count += 1
+            operation.name = f"{name}_{count}"
+        taken.add(operation.name)
+
+
+def open_compound(operation: keras.Operation) -> Callable | None:
+    """What stands for an operation in the flat graph: a compound layer's `call`, which leads to the
+    layers in it; `None` for a leaf."""
+    return operation.call if is_compound(operation) else None
+
+
+@contextlib.contextmanager
+def leaf_graph(
+    model: keras.Model, expand: Callable[[keras.Operation], Callable | None] = open_compound
+) -> Iterator[keras.Model]:
+    """A graph of the model's own leaf layers, named by their path, unique in the model.
+
+    It is for looking at, and for `rebuild`, inside the context only: afterwards the model's layers
+    have their names again, and know nothing of the graph.
+
+    Args:
+        model: as in `flatten`.
+        expand: function of an operation: what to put in its place, or `None` to keep it. It is
+            asked again about what it has put there. A new layer takes the path as its name.
+    """
+    inputs, outputs = _ends(model)
+    _check_variables(model)
+    with _borrowed(model) as name_sublayers:
+        graph = keras.Model(inputs, outputs, name=model.name)
+        while expansions := {op: new for op in graph.operations if (new := expand(op)) is not None}:
+            for operation, new in expansions.items():
+                if isinstance(new, keras.Layer):
+                    new.name = operation.name
+                    name_sublayers(new, f"{new.name}_")
+            graph = _rerun(graph, lambda node: expansions.get(node.operation, node.operation))
+        yield graph
+
+
+def _ends(model):
+    """Input and output of a model, in the structure the user gave them."""
+    if isinstance(model, keras.Sequential) and model.built:
+        return model.inputs[0], model.outputs[0]
+    if not hasattr(model, "inputs") or not hasattr(model, "operations"):
+        raise ValueError(
+            f"model {model.name!r} has no symbolic graph: give a Functional or a built Sequential "
+            "model, not a subclassed one."
+        )
+    return model.input, model.output
+
+
+def _check_variables(model):
+    for layer in model._flatten_layers():
+        if is_compound(layer) and (layer._trainable_variables or layer._non_trainable_variables):
+            own = [v.path for v in layer._trainable_variables + layer._non_trainable_variables]
+            raise ValueError(
+                f"layer {layer.name!r} ({type(layer).__name__}) has sublayers and variables of its "
+                f"own, {own}: move them to a leaf layer (a layer without sublayers)."
+            )
+
+
+@contextlib.contextmanager
+def _borrowed(model):
+    """Within, the name of each layer is its path; at the end, names and calls are as before.
+
+    Yields the function that names the sublayers of a layer, given what to put before them.
+    """
+    taken = Counter()
+
+    def name_sublayers(layer, prefix):
+        for sublayer in layer._layers:
+            name = prefix + sublayer.name
+            taken[name] += 1
+            sublayer.name = name if taken[name] == 1 else f"{name}_{taken[name]}"
+            if is_compound(sublayer):
+                name_sublayers(sublayer, "" if isinstance(sublayer, keras.Model) else f"{name}_")
+
+    operations = {*model._flatten_layers()}
+    for layer in model._flatten_layers():
+        operations.update(getattr(layer, "operations", ()))
+    names = [(operation, operation.name) for operation in operations]
+    lists = [calls for op in operations for calls in (op._inbound_nodes, op._outbound_nodes)]
+    lengths = [len(calls) for calls in lists]
+    name_sublayers(model, "")
+    try:
+        yield name_sublayers
+    finally:
+        for operation, name in names:
+            operation.name = name
+        for calls, length in zip(lists, lengths):
+            del calls[length:]
