@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,31 +22,55 @@ def copy_all(jobs: Iterable[Job]) -> None:
     writers[keras.backend.backend()](list(jobs))
 
 
-def _is_transposed(job):
-    return job[1] != tuple(range(len(job[1])))
+def _transposed(jobs):
+    """Each variable with its value, in memory of its own.
 
-
-def _in_threads(write, jobs):
+    Threads transpose, this one allocates: memory from threads' own arenas is not given back. Few
+    are under way at a time: all of them would hold twice the memory.
+    """
     with ThreadPoolExecutor(THREADS) as pool:
-        for _ in pool.map(write, jobs):
-            pass  # raises what a write raised
+        pending = collections.deque()
+        for variable, axes, read in jobs:
+            value = _aligned(variable.shape, variable.dtype)
+            values = np.transpose(read(), np.argsort(axes))
+            pending.append((variable, value, pool.submit(np.copyto, value, values, "unsafe")))
+            if len(pending) > THREADS:
+                yield _finished(*pending.popleft())
+        while pending:
+            yield _finished(*pending.popleft())
+
+
+def _finished(variable, value, future):
+    future.result()
+    return variable, value
+
+
+def _aligned(shape, dtype):
+    """An empty array at a multiple of 64 bytes, which JAX takes without a copy."""
+    array = np.empty(0, dtype)
+    size = int(np.prod(shape)) * array.itemsize
+    memory = np.empty(size + 64, "uint8")
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(array.dtype).reshape(shape)
+
+
+def _split(jobs):
+    """Those of four axes or two, and the many small others."""
+    large = [job for job in jobs if job[1] != tuple(range(len(job[1])))]
+    return large, [job for job in jobs if job[1] == tuple(range(len(job[1])))]
 
 
 def _copy_tensorflow(jobs):
     import tensorflow as tf
 
-    def write(job):
-        variable, axes, read = job
+    large, small = _split(jobs)
+    for variable, axes, read in large:
         value = tf.transpose(tf.convert_to_tensor(read()), np.argsort(axes))
         variable.value.assign(tf.cast(value, variable.dtype), read_value=False)
-
-    _in_threads(write, filter(_is_transposed, jobs))
-    # The others are many and small: they go over as one.
-    jobs = [job for job in jobs if not _is_transposed(job)]
-    if jobs:
-        joined = tf.convert_to_tensor(np.concatenate([read().ravel() for _, _, read in jobs]))
-        parts = tf.split(joined, [int(np.prod(variable.shape)) for variable, _, _ in jobs])
-        for (variable, _, _), part in zip(jobs, parts):
+    if small:  # go over as one
+        joined = tf.convert_to_tensor(np.concatenate([read().ravel() for _, _, read in small]))
+        parts = tf.split(joined, [int(np.prod(variable.shape)) for variable, _, _ in small])
+        for (variable, _, _), part in zip(small, parts):
             value = tf.reshape(part, variable.shape) if len(variable.shape) != 1 else part
             variable.value.assign(tf.cast(value, variable.dtype), read_value=False)
 
@@ -53,19 +78,12 @@ def _copy_tensorflow(jobs):
 def _copy_jax(jobs):
     import jax
 
-    def convert(job):
-        variable, axes, read = job
-        return np.transpose(read().astype(variable.dtype, copy=False), np.argsort(axes))
-
-    # The memory of the file is not to be shared: training steps write into their arguments. And
-    # each copy is waited for: hundreds under way would hold twice the memory.
-    def write(job):
-        job[0].assign(jax.device_put(convert(job), may_alias=False).block_until_ready())
-
-    _in_threads(write, filter(_is_transposed, jobs))
-    jobs = [job for job in jobs if not _is_transposed(job)]
-    values = jax.device_put([convert(job) for job in jobs], may_alias=False)
-    for (variable, _, _), value in zip(jobs, values):
+    large, small = _split(jobs)
+    for variable, value in _transposed(large):
+        variable.assign(jax.device_put(value))
+    # Copies: JAX may keep the array that it is given, and the file would stay mapped.
+    values = [np.array(read(), variable.dtype) for variable, _, read in small]
+    for (variable, _, _), value in zip(small, jax.device_put(values)):
         variable.assign(value)
 
 

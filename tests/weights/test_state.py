@@ -70,6 +70,16 @@ def test_half_and_double_precision_are_taken(state):
         np.testing.assert_array_equal(slot.published(), state[key])
 
 
+def test_a_loaded_model_does_not_depend_on_the_file(state, tmp_path):
+    path = tmp_path / "model.safetensors"
+    write_safetensors(path, state)
+    model = small(weights=path)
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    for key, value in weights.state_dict(model).items():
+        np.testing.assert_array_equal(value, state[key])
+
+
 @pytest.mark.parametrize("form", ["safetensors", "pth", "npz", "keras", "weights.h5"])
 def test_every_file_form_fills_a_model(state, form, tmp_path):
     original = small(weights=state)
