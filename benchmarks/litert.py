@@ -1,21 +1,26 @@
 """Latency, size and faithfulness of LiteRT files, ours beside what the peers' usual route gives.
 
-    KERAS_BACKEND=tensorflow python -m benchmarks.litert [MODEL...]
+    KERAS_BACKEND=tensorflow python -m benchmarks.litert [--also FOLDER] [MODEL...]
 
 The peers are `keras.applications` and, where it is installed, kimm, through
-`TFLiteConverter.from_keras_model`. Our weights are trained on scikit-learn's handwritten digits for
-two epochs, the peers' are random, which changes no latency. All files of a model run in one
+`TFLiteConverter.from_keras_model`; and the files of FOLDER, which benchmarks/litert_peer.py
+writes.
+Our weights are trained on scikit-learn's handwritten digits for two epochs, with the statistics of
+photographs; the peers' are random, which changes no latency. All files of a model run in one
 process, in turns, XNNPACK on 2 threads, batch 1 at 224x224. The cosine is that of the logits of
-photographs. Prints a table and writes `results/litert.csv` and `.md`. Exits with 1 where our file
-is more than 3% slower or larger than a peer's, int8 is slower than float, or int8 has a cosine
-below 0.99.
+photographs. Without MODEL, prints a table for one model of each family and writes
+`results/litert.csv` and `.md`. Exits with 1 where our file is more than 3% slower or larger than a
+peer's, int8 is slower than float, or int8 has a cosine below 0.99.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import csv
 import gc
 import importlib.util
+import io
 import statistics
 import sys
 import tempfile
@@ -36,6 +41,22 @@ PEERS = {  # ours: keras.applications', kimm's
     "resnet50": ("ResNet50", "ResNet50"),
     "convnext_tiny": ("ConvNeXtTiny", "ConvNeXtTiny"),
 }
+OTHERS = (
+    "convnextv2_atto",
+    "densenet121",
+    "efficientnet_lite0",
+    "tf_efficientnetv2_b0",
+    "fasternet_t0",
+    "lcnet_100",
+    "mobilenetv1_100",
+    "mobilenetv3_large_100",
+    "mobilenetv3_small_100",
+    "mobileone_s0",
+    "repghostnet_100",
+    "repvgg_a0",
+    "repvit_m0_9",
+    "vgg11_bn",
+)
 FORMS = (None, "int8")
 IMAGES = 32
 RUNS = 30
@@ -45,9 +66,11 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def trained(name: str) -> keras.Model:
-    """The model at 224x224, with logits, trained on small pictures of the digits."""
+    """The model at 224x224, with logits, trained on small pictures of the digits; the statistics of
+    its normalisations are those of photographs, which it is to see."""
     from sklearn.datasets import load_digits
 
+    keras.utils.set_random_seed(0)
     digits, labels = load_digits(return_X_y=True)
     pictures = np.kron(digits.reshape(-1, 8, 8) / 8 - 1, np.ones((8, 8)))[..., None].repeat(3, -1)
     arguments = dict(weights=None, classifier_activation=None)
@@ -57,6 +80,7 @@ def trained(name: str) -> keras.Model:
     small.fit(pictures, labels, batch_size=32, epochs=2, verbose=0)
     model = keras_convnets.create_model(name, input_shape=(224, 224, 3), **arguments)
     model.set_weights(small.get_weights())
+    settle_statistics(model, photographs(IMAGES, 224))
     return model
 
 
@@ -85,11 +109,11 @@ def usual_route(model: keras.Model, path: Path, form: str | None) -> None:
         )
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
         converter.inference_input_type = converter.inference_output_type = tf.int8
-    with silenced_stderr():
+    with silenced_stderr(), contextlib.redirect_stdout(io.StringIO()):
         path.write_bytes(converter.convert())
 
 
-def files(name: str, folder: Path) -> list[dict]:
+def files(name: str, folder: Path, also: Path | None) -> list[dict]:
     x = photographs(2 * IMAGES, 224)
     model = trained(name)
     expected = model.predict(x[IMAGES:], batch_size=8, verbose=0)
@@ -108,6 +132,10 @@ def files(name: str, folder: Path) -> list[dict]:
             start = time.perf_counter()
             usual_route(peer, path, form)
             rows.append(row(name, who, form, path, time.perf_counter() - start, None))
+    for form in ("float32", "int8") if also else ():
+        path = also / f"{name}.{form}.tflite"
+        if path.exists():
+            rows.append(row(name, "litert-torch", form, path, None, None))
     keras.backend.clear_session()
     gc.collect()
     return rows
@@ -120,7 +148,7 @@ def row(name, who, form, path, seconds, agreement):
         "form": form or "float32",
         "path": path,
         "MB": round(path.stat().st_size / 1e6, 2),
-        "seconds to convert": round(seconds, 1),
+        "seconds to convert": seconds and round(seconds, 1),
         "cosine with Keras": agreement and round(agreement, 5),
     }
 
@@ -132,7 +160,8 @@ def measure(rows: list[dict]) -> None:
     times = [[] for _ in rows]
     for _ in range(RUNS):
         for model, results in zip(models, times):
-            results.append(model.milliseconds(x))
+            image = x if model.input_shape == x.shape[1:] else x.transpose(0, 3, 1, 2)
+            results.append(model.milliseconds(image))
     ours = {}
     for r, results in zip(rows, times):
         key, milliseconds = (r["model"], r["form"]), statistics.median(results[2:])
@@ -156,11 +185,11 @@ def shortfalls(rows: list[dict]) -> list[str]:
     return found
 
 
-def main(names: list[str]) -> int:
+def main(names: list[str], also: Path | None) -> int:
     rows = []
-    for name in names or PEERS:
+    for name in names or (*PEERS, *OTHERS):
         with tempfile.TemporaryDirectory() as folder:
-            part = files(name, Path(folder))
+            part = files(name, Path(folder), also)
             measure(part)
         rows += part
         print(f"{name} done", file=sys.stderr)
@@ -180,4 +209,8 @@ def main(names: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--also", type=Path)
+    parser.add_argument("models", nargs="*")
+    arguments = parser.parse_args()
+    sys.exit(main(arguments.models, arguments.also))
