@@ -8,7 +8,8 @@ from keras import layers, ops
 from keras_convnets import create_model
 from keras_convnets.deploy import LiteRTModel, export_litert, export_micro, export_onnx, lint
 from keras_convnets.deploy.inspect import LiteRTFile
-from keras_convnets.deploy.lint import GPU, NANOSECONDS, TARGETS
+from keras_convnets.deploy.lint import GPU, TARGETS
+from keras_convnets.deploy.recipes import FLOAT_OPERATORS
 
 SHAPE = (28, 28, 32)
 ON_LITERT = TARGETS[:3]
@@ -79,7 +80,7 @@ def test_what_a_target_lacks_is_not_exported(kind, target, tmp_path):
         export()
 
 
-SLOW_IN_INT8 = {
+FLOAT_ISLANDS = {
     "AVERAGE_POOL_2D": layers.AveragePooling2D(2),
     "HARD_SWISH": layers.Activation("hard_swish"),
     "RELU": layers.ReLU(),
@@ -89,20 +90,19 @@ SLOW_IN_INT8 = {
 
 
 @converts_itself
-@pytest.mark.parametrize("kind", SLOW_IN_INT8)
-def test_slow_in_int8_on_a_cpu(kind, tmp_path):
-    model = model_of(SLOW_IN_INT8[kind])
-    (finding,) = lint(model, "phone-cpu")
-    assert finding.problem == kind and not finding.cannot and "ns per value" in finding.why
+@pytest.mark.parametrize("kind", FLOAT_ISLANDS)
+def test_slow_in_int8_so_float_among_integers(kind, tmp_path):
+    model = model_of(lambda x: layers.DepthwiseConv2D(3)(FLOAT_ISLANDS[kind](x)))
+    assert not lint(model, "phone-cpu")
     images = np.random.default_rng(0).standard_normal((4, *SHAPE)).astype("float32")
     path = export_litert(model, tmp_path / "model.tflite", "int8", images)
     file = LiteRTFile(path)
-    (step,) = file.steps
-    assert step.kind == kind and file.tensors[step.outputs[0]].dtype == "int8"
+    types = {step.kind: file.tensors[step.outputs[0]].dtype for step in file.steps}
+    assert types[kind] == "float32" and types["DEPTHWISE_CONV_2D"] == "int8"
 
 
-def test_every_slow_operator_is_shown():
-    assert set(NANOSECONDS) == set(SLOW_IN_INT8)
+def test_every_float_island_is_shown():
+    assert set(FLOAT_OPERATORS) == set(FLOAT_ISLANDS)
 
 
 KEPT_IN_FLOAT = {
@@ -135,9 +135,12 @@ def test_depth_multiplier_is_slow_in_any_form():
 
 
 @converts_itself
-def test_few_values_are_not_slow():
+def test_few_values_are_integers_too(tmp_path):
     model = model_of(lambda x: layers.Softmax()(ops.mean(x, axis=(1, 2))))
     assert not lint(model, "phone-cpu")
+    images = np.random.default_rng(0).standard_normal((4, *SHAPE)).astype("float32")
+    file = LiteRTFile(export_litert(model, tmp_path / "model.tflite", "int8", images))
+    assert {tensor.dtype for tensor in file.tensors} <= {"int8", "int32"}
 
 
 @converts_itself

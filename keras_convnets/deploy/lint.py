@@ -7,7 +7,6 @@ has become is looked up in the tables below.
 from __future__ import annotations
 
 import json
-import math
 import re
 import tempfile
 import warnings
@@ -22,25 +21,15 @@ from keras_convnets.deploy.child import on_tensorflow
 from keras_convnets.deploy.export import check_packages
 from keras_convnets.deploy.inspect import LiteRTFile
 from keras_convnets.deploy.micro_sources import RESOLVER
-from keras_convnets.deploy.recipes import INT8_OPERATORS
+from keras_convnets.deploy.recipes import FLOAT_OPERATORS, INT8_OPERATORS
 from keras_convnets.deploy.runner import INSTALL
 from keras_convnets.graph import graph_nodes
 from keras_convnets.graph.rewrite import leaf_graph
 from keras_convnets.quiet import silenced_stderr
 
 TARGETS = ("phone-cpu", "phone-gpu", "mcu", "onnx")
-LEAST_MICROSECONDS = 20
 MOST_AXES = 4
 
-# Nanoseconds per output value in int8 and in float32, of those of `INT8_OPERATORS` that XNNPACK
-# leaves to LiteRT's own kernels; others take 0.1 to 0.5. benchmarks/litert_operators.py measures.
-NANOSECONDS = {
-    "AVERAGE_POOL_2D": (3.6, 0.3),
-    "HARD_SWISH": (3.5, 0.1),
-    "RELU": (3.1, 0.1),
-    "RELU6": (3.1, 0.1),
-    "SOFTMAX": (2.0, 0.4),
-}
 # Operators of LiteRT that its GPU delegate takes, on tensors of up to four axes, from the switch in
 # tflite/delegates/gpu/common/model_builder.cc.
 GPU = set(
@@ -60,24 +49,19 @@ GPU = set(
 )
 NORM = "BatchNormalization, which a convolution takes over"
 INSTEAD = {
-    "AVERAGE_POOL_2D": "a convolution with strides, or max pooling",
     "BATCH_MATMUL": "convolutions in place of attention",
     "DIV": "a multiplication by the reciprocal, if the divisor is constant",
     "ELU": "'relu6' or 'leaky_relu'",
     "Erf": "keras.ops.gelu or tanh",
     "GELU": "'relu6' or 'hard_swish'",
-    "HARD_SWISH": "'silu', which takes 0.1 ns, or 'relu6', which a convolution takes over",
     "MIRROR_PAD": "padding with zeros",
     "NEG": NORM,
     "PACK": "keras.ops.concatenate",
     "POW": "multiplications",
     "PRELU": "'leaky_relu', or 'relu' after a convolution",
     "REDUCE_MAX": "keras.layers.MaxPooling2D of the whole map, or an average",
-    "RELU": "the same right after a convolution or an addition, which take it over",
-    "RELU6": "the same right after a convolution or an addition, which take it over",
     "RSQRT": NORM,
     "ResizeBicubic": "bilinear interpolation",
-    "SOFTMAX": "a sigmoid, or convolutions in place of attention",
     "SQRT": NORM,
     "SQUARE": NORM,
     "SQUARED_DIFFERENCE": NORM,
@@ -249,10 +233,7 @@ def _find_litert(function, shape, target, ends):
         return _judged(file, ends, _judge_gpu)
     if target == "mcu":
         return _judged(_file(frozen, shape, int8=True), ends, _judge_mcu)
-    findings = _judged(file, ends, _judge_float)
-    if INT8_OPERATORS.issuperset(file.operators()):
-        findings += _judged(_file(frozen, shape, int8=True), ends, _judge_int8)
-    return findings
+    return _judged(file, ends, _judge_cpu)
 
 
 def _judged(file, ends, judge):
@@ -296,9 +277,9 @@ def _numbers(file, ends):
     return numbers
 
 
-def _judge_float(file, step):
+def _judge_cpu(file, step):
     """For a phone's CPU: what makes its int8 form a mixed one, and what is slow in any form."""
-    if step.kind not in INT8_OPERATORS:
+    if step.kind not in INT8_OPERATORS | FLOAT_OPERATORS:
         why = (
             "phones do not run it in integers, so in the int8 form only convolutions and dense "
             "layers are"
@@ -314,16 +295,6 @@ def _judge_float(file, step):
                 "a 1x1 convolution before it that makes the channels more",
             )
     return None
-
-
-def _judge_int8(file, step):
-    """For a phone's CPU: what is slow in a form that is int8 throughout."""
-    values = math.prod(file.tensors[step.outputs[0]].shape)
-    int8, float32 = NANOSECONDS.get(step.kind, (0, 0))
-    if int8 * values < 1000 * LEAST_MICROSECONDS:
-        return None
-    why = f"takes {int8} ns per value in int8 and {float32} in float, 0.1 would be usual"
-    return step.kind, False, why, INSTEAD[step.kind]
 
 
 def _judge_gpu(file, step):

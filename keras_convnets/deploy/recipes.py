@@ -3,6 +3,7 @@ operator."""
 
 from __future__ import annotations
 
+import math
 import warnings
 
 import numpy as np
@@ -12,30 +13,24 @@ from keras_convnets.quiet import silenced_stderr
 
 SIGNATURE = "serving_default"
 PRODUCTS = ("CONV_2D", "FULLY_CONNECTED")
-# What XNNPACK runs in int8, or a look-up table does. A network that has anything else, a LayerNorm
-# say, loses more at the borders between integers and floats than it gains.
+# What XNNPACK runs in int8, or a look-up table does.
 INT8_OPERATORS = {
     "ADD",
-    "AVERAGE_POOL_2D",
     "CONCATENATION",
     "CONV_2D",
     "DEPTHWISE_CONV_2D",
     "FULLY_CONNECTED",
     "GELU",
-    "HARD_SWISH",
     "LEAKY_RELU",
     "LOGISTIC",
     "MAX_POOL_2D",
     "MEAN",
     "MUL",
     "PAD",
-    "RELU",
-    "RELU6",
     "RESHAPE",
     "RESIZE_BILINEAR",
     "RESIZE_NEAREST_NEIGHBOR",
     "SLICE",
-    "SOFTMAX",
     "SPLIT",
     "STRIDED_SLICE",
     "SUB",
@@ -43,14 +38,40 @@ INT8_OPERATORS = {
     "TRANSPOSE",
     "TRANSPOSE_CONV",
 }
-
+# Five to forty times slower in int8 than in float, where they are islands: to float and back costs
+# about as much as the operator. See benchmarks/results/litert_operators.md.
+FLOAT_OPERATORS = {"AVERAGE_POOL_2D", "HARD_SWISH", "RELU", "RELU6", "SOFTMAX"}
+FEW_VALUES = 5_000  # take 20 microseconds at most, in any form
 
 ACTIVATION_BITS = {"int8": 8, "int16x8": 16}
 
 
 def runs_in_integers(content: bytes) -> bool:
-    """Whether all operators of a file are among `INT8_OPERATORS`."""
-    return set(LiteRTFile(content).operators()) <= INT8_OPERATORS
+    """Whether a file is fast in integers throughout: all its operators are among `INT8_OPERATORS`,
+    but for a softmax of a thousand classes and the like."""
+    file = LiteRTFile(content)
+    return all(
+        step.kind in INT8_OPERATORS or (step.kind in FLOAT_OPERATORS and _is_small(file, step))
+        for step in file.steps
+    )
+
+
+def _is_small(file, step):
+    return math.prod(file.tensors[step.outputs[0]].shape) < FEW_VALUES
+
+
+def _to_quantize(content, form):
+    """The operators of a file to quantize. With anything that phones do not run in integers, a
+    LayerNorm say, these are the products only: all else would lose more at the borders between
+    integers and floats than it gains."""
+    from ai_edge_quantizer.qtyping import TFLOperationName
+
+    operators = set(LiteRTFile(content).operators())
+    if form == "int4" or not operators <= INT8_OPERATORS | FLOAT_OPERATORS:
+        return PRODUCTS
+    if form == "int16x8":
+        return ("*",)
+    return sorted(operators & INT8_OPERATORS & {name.value for name in TFLOperationName})
 
 
 def quantize_file(content: bytes, form: str, images: np.ndarray | None) -> bytes:
@@ -58,8 +79,8 @@ def quantize_file(content: bytes, form: str, images: np.ndarray | None) -> bytes
 
     Args:
         content: of a file with one input.
-        form: `"int8"` or `"int16x8"`, of convolutions and dense layers only unless the file
-            `runs_in_integers`; or `"int4"`, of their weights.
+        form: `"int8"` or `"int16x8"`, of convolutions and dense layers only if the file has other
+            operators than `INT8_OPERATORS` and `FLOAT_OPERATORS`; or `"int4"`, of their weights.
         images: what the input takes, `(count, height, width, channels)`; for `"int4"` not used.
 
     Raises:
@@ -70,7 +91,7 @@ def quantize_file(content: bytes, form: str, images: np.ndarray | None) -> bytes
     from ai_edge_quantizer.recipe_manager import RecipeManager
 
     recipe = RecipeManager()
-    for operator in ("*",) if form != "int4" and runs_in_integers(content) else PRODUCTS:
+    for operator in _to_quantize(content, form):
         if form == "int4":
             recipe.add_weight_only_config(".*", operator, num_bits=4)
         else:
