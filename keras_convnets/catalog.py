@@ -13,6 +13,10 @@ import functools
 import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from keras_convnets.applications.base import ConvNet
 
 PATH = Path(__file__).parent / "data" / "models.tsv"
 SIDE = 448  # pixels; strides of 2 to 64, and of 14, divide it
@@ -29,6 +33,7 @@ class Entry:
         macs: multiply-accumulates of convolutions and matrix products for one image.
         input_size: side in pixels of the square image that `macs` are counted at.
         taps: `"stride:channels"` of each tap, separated by spaces.
+        targets: what it can become, as `graph.targets` says, separated by commas.
     """
 
     name: str
@@ -37,6 +42,7 @@ class Entry:
     macs: int
     input_size: int
     taps: str
+    targets: str
 
 
 @functools.cache
@@ -51,6 +57,7 @@ def read() -> dict[str, Entry]:
                 int(row["macs"]),
                 int(row["input_size"]),
                 row["taps"],
+                row["targets"],
             )
             for row in csv.DictReader(file, delimiter="\t")
         }
@@ -58,25 +65,48 @@ def read() -> dict[str, Entry]:
 
 def derive(name: str) -> Entry:
     """A model's entry from the model itself, built without memory."""
+    return entry_of(build(name))
+
+
+def build(name: str) -> ConvNet:
+    """A model with its classifier at the size that it is counted at, without memory."""
     from keras_convnets.applications.base import DEFAULT_SIZE, create_model, without_allocation
-    from keras_convnets.graph import count
     from keras_convnets.registry import find_family
 
-    family = find_family(name)
-    size = next((row.input_size for row in family.rows(name).values()), DEFAULT_SIZE)
+    rows = find_family(name).rows(name).values()
+    size = next((row.input_size for row in rows), DEFAULT_SIZE)
     with without_allocation():
-        counts = count(create_model(name, weights=None, input_shape=(size, size, 3)))
-        shape = (SIDE, SIDE, 3)
+        return create_model(name, weights=None, input_shape=(size, size, 3))
+
+
+def entry_of(model: ConvNet) -> Entry:
+    """The entry of a model from `build`."""
+    from keras_convnets.applications.base import create_model, without_allocation
+    from keras_convnets.graph import count, targets
+    from keras_convnets.registry import find_family
+
+    name, counts = model.variant, count(model)
+    with without_allocation():
+        shape = (SIDE, 2 * SIDE, 3)
         taps = create_model(name, weights=None, input_shape=shape, features=True).outputs
-    pyramid = " ".join(f"{SIDE // tap.shape[1]}:{tap.shape[-1]}" for tap in taps)
-    return Entry(name, family.name, counts.parameters, counts.macs, size, pyramid)
+    # Maps without padding are smaller than size / stride, but grow by that.
+    pyramid = " ".join(f"{SIDE // (tap.shape[2] - tap.shape[1])}:{tap.shape[-1]}" for tap in taps)
+    return Entry(
+        name,
+        find_family(name).name,
+        counts.parameters,
+        counts.macs,
+        model.inputs[0].shape[1],
+        pyramid,
+        ", ".join(targets(model)),
+    )
 
 
 def write() -> None:
     """Rewrites the file from the models."""
     from keras_convnets.registry import list_models
 
-    part = PATH.with_suffix(".part")
+    part = PATH.with_suffix(f".{os.getpid()}.part")
     with part.open("w", newline="") as file:
         names = [field.name for field in fields(Entry)]
         writer = csv.DictWriter(file, names, delimiter="\t", lineterminator="\n")

@@ -51,7 +51,7 @@ class Checkpoint:
     @property
     def non_commercial(self) -> bool:
         """Whether the licence forbids commercial use."""
-        return any(word in self.license for word in ("-nc", "noncommercial", "apple-"))
+        return any(word in self.license for word in ("-nc", "noncommercial", "apple-", "seer"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +71,8 @@ class Family:
             classifier follow, or `None` for the identity.
         classifier: function `(features, classes)` that gives the logits, with a dense layer named
             `head` and others named `head_...`; `None` for that dense layer alone.
+        surplus: pattern of published names that belong to training only, such as those of an
+            auxiliary classifier, and are left where a checkpoint has them.
         module: the family's module.
     """
 
@@ -82,6 +84,7 @@ class Family:
     head_initializer: str
     pre_pool: Callable | None
     classifier: Callable | None
+    surplus: str | None
     module: object
 
     @property
@@ -114,6 +117,7 @@ def family(
     head_initializer: str = "keras_convnets>TorchUniform",
     pre_pool: Callable | None = None,
     classifier: Callable | None = None,
+    surplus: str | None = None,
 ) -> Callable:
     """Decorator that registers a family function under each of its variants; see `Family`."""
 
@@ -128,6 +132,7 @@ def family(
             head_initializer,
             pre_pool,
             classifier,
+            surplus,
             module,
         )
         taken = [variant for variant in variants if _FAMILIES.get(variant, row).name != row.name]

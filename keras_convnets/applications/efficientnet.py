@@ -42,7 +42,15 @@ VARIANTS = {
     "efficientnet_b3": dict(rows=B, alpha=1.2, depth=1.4),
     "efficientnet_b4": dict(rows=B, alpha=1.4, depth=1.8),
     "efficientnet_b5": dict(rows=B, alpha=1.6, depth=2.2),
+    "efficientnet_b6": dict(rows=B, alpha=1.8, depth=2.6),
+    "efficientnet_b7": dict(rows=B, alpha=2.0, depth=3.1),
+    "efficientnet_b8": dict(rows=B, alpha=2.2, depth=3.6),
+    "efficientnet_l2": dict(rows=B, alpha=4.3, depth=5.3),
     "efficientnet_lite0": dict(**LITE),
+    "efficientnet_lite1": dict(**LITE, depth=1.1),
+    "efficientnet_lite2": dict(**LITE, alpha=1.1, depth=1.2),
+    "efficientnet_lite3": dict(**LITE, alpha=1.2, depth=1.4),
+    "efficientnet_lite4": dict(**LITE, alpha=1.4, depth=1.8),
     "tf_efficientnet_b0": dict(rows=B, **TENSORFLOW),
     "tf_efficientnet_b1": dict(rows=B, depth=1.1, **TENSORFLOW),
     "tf_efficientnet_b2": dict(rows=B, alpha=1.1, depth=1.2, **TENSORFLOW),
@@ -244,7 +252,15 @@ EfficientNetB2 = application("efficientnet_b2")
 EfficientNetB3 = application("efficientnet_b3")
 EfficientNetB4 = application("efficientnet_b4")
 EfficientNetB5 = application("efficientnet_b5")
+EfficientNetB6 = application("efficientnet_b6")
+EfficientNetB7 = application("efficientnet_b7")
+EfficientNetB8 = application("efficientnet_b8")
+EfficientNetL2 = application("efficientnet_l2")
 EfficientNetLite0 = application("efficientnet_lite0")
+EfficientNetLite1 = application("efficientnet_lite1")
+EfficientNetLite2 = application("efficientnet_lite2")
+EfficientNetLite3 = application("efficientnet_lite3")
+EfficientNetLite4 = application("efficientnet_lite4")
 TFEfficientNetB0 = application("tf_efficientnet_b0")
 TFEfficientNetB1 = application("tf_efficientnet_b1")
 TFEfficientNetB2 = application("tf_efficientnet_b2")

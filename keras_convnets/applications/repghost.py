@@ -76,8 +76,8 @@ KEYS = [
     (r"rep/conv_kxk0", "cheap_operation.0"),
     (r"rep/norm_kxk0", "cheap_operation.1"),
     (r"rep/identity", "fusion_bn.0"),
-    (r"depthwise_conv", "conv_dw"),
-    (r"depthwise_norm", "bn_dw"),
+    (r"depthwise0", "conv_dw"),
+    (r"depthwise1", "bn_dw"),
     (r"squeeze/(reduce|expand)", r"se.conv_\1"),
     (r"shortcut(\d)", r"shortcut.\1"),
     (r"^(blocks\.\d\.0)_conv$", r"\1.conv"),
@@ -111,6 +111,12 @@ def depthwise(kernel_size, strides):
 
 def batch_norm(**arguments):
     return keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, **arguments)
+
+
+def chain(steps, x):
+    for step in steps:
+        x = step(x)
+    return x
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
@@ -169,27 +175,29 @@ class RepGhostBottleneck(Block):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.ghost1 = RepGhostModule(expanded, "relu")
-        self.depthwise_conv = depthwise(kernel_size, strides) if strides > 1 else None
-        self.depthwise_norm = batch_norm() if strides > 1 else None
+        self.ghost1 = self.module(expanded, "relu")
+        self.depthwise = self.filters(expanded, kernel_size, strides) if strides > 1 else []
         self.squeeze = SqueezeExcite(expanded, squeeze, gate="hard_sigmoid") if squeeze else None
         if squeeze:
             self.squeeze.reduce.kernel_initializer = keras.initializers.get(TORCH_UNIFORM)
             self.squeeze.expand.kernel_initializer = keras.initializers.get(TORCH_UNIFORM)
-        self.ghost2 = RepGhostModule(width)
+        self.ghost2 = self.module(width)
         self.shortcut = (
             [depthwise(kernel_size, strides), batch_norm(), convolution(width), batch_norm()]
             if strides > 1 or channels != width
             else []
         )
 
+    def module(self, filters, activation=None):
+        return RepGhostModule(filters, activation)
+
+    def filters(self, channels, kernel_size, strides):
+        return [depthwise(kernel_size, strides), batch_norm()]
+
     def call(self, x):
-        y = self.ghost1(x)
-        y = self.depthwise_norm(self.depthwise_conv(y)) if self.depthwise_conv else y
+        y = chain(self.depthwise, self.ghost1(x))
         y = self.ghost2(self.squeeze(y) if self.squeeze else y)
-        for layer in self.shortcut:
-            x = layer(x)
-        return y + x
+        return y + chain(self.shortcut, x)
 
 
 def pre_logits(x, width=1280):
@@ -200,19 +208,21 @@ def pre_logits(x, width=1280):
     return keras.layers.Flatten(name="head_features")(x)
 
 
-@family(VARIANTS, WEIGHTS, KEYS, pre_logits=pre_logits)
-def repghost(x, alpha, stages=STAGES):
-    """Yields the first convolution and the first block of each lower resolution: strides 2, 4, 8,
-    16, 32, as timm does."""
+def ghost_levels(x, alpha, stages, blocks, last_width):
+    """The stem, the bottlenecks and the last convolution. Yields the first convolution and the last
+    block of each stage that halves the map, as timm does.
+
+    `blocks`: the class of the bottlenecks of each stage; `last_width`: before scaling by `alpha`.
+    """
     channels = make_divisible(16 * alpha, 4)
     x = keras.layers.ZeroPadding2D(1, name="stem_pad")(x)
     x = convolution(channels, 3, 2, name="stem_conv")(x)
     yield x
     x = keras.layers.Activation("relu", name="stem_activation")(batch_norm(name="stem_norm")(x))
-    for stage, rows in enumerate(stages):
+    for stage, (rows, block) in enumerate(zip(stages, blocks)):
         for i, (kernel_size, expanded, width, squeeze, strides) in enumerate(rows):
             expanded, width = make_divisible(expanded * alpha, 4), make_divisible(width * alpha, 4)
-            x = RepGhostBottleneck(
+            x = block(
                 channels,
                 expanded,
                 width,
@@ -225,9 +235,16 @@ def repghost(x, alpha, stages=STAGES):
         if strides > 1:
             yield x
     last = f"stage{len(stages)}_block0"
-    x = convolution(make_divisible(2 * alpha * rows[-1][1], 4), name=f"{last}_conv")(x)
+    x = convolution(make_divisible(last_width * alpha, 4), name=f"{last}_conv")(x)
     x = batch_norm(name=f"{last}_norm")(x)
     return keras.layers.Activation("relu", name=f"{last}_activation")(x)
+
+
+@family(VARIANTS, WEIGHTS, KEYS, pre_logits=pre_logits)
+def repghost(x, alpha, stages=STAGES):
+    """Taps at strides 2, 4, 8, 16, 32."""
+    blocks = [RepGhostBottleneck] * len(stages)
+    return ghost_levels(x, alpha, stages, blocks, last_width=2 * stages[-1][-1][1])
 
 
 RepGhostNet_050 = application("repghostnet_050")

@@ -7,6 +7,7 @@ from keras_convnets.graph.lower import lower
 from keras_convnets.graph.padding import fold_padding
 from keras_convnets.graph.reparameterize import reparameterize
 from keras_convnets.graph.rewrite import graph_nodes, rewrite
+from keras_convnets.graph.targets import targets
 
 __all__ = [
     "count",
@@ -17,4 +18,5 @@ __all__ = [
     "lower",
     "reparameterize",
     "rewrite",
+    "targets",
 ]

@@ -10,7 +10,7 @@ import ml_dtypes  # noqa: F401  (NumPy knows bfloat16 by it)
 import numpy as np
 
 from keras_convnets.graph.rewrite import graph_nodes, leaf_graph
-from keras_convnets.layers.depthwise import DepthwiseConv2D
+from keras_convnets.layers.depthwise import BlurPool2D, DepthwiseConv2D
 
 
 @dataclass(frozen=True)
@@ -109,9 +109,9 @@ def _row(node, seen, activation_bytes):
 
 def _macs(operation, input_shapes, outputs):
     """`outputs`: number of output values of one image."""
-    if isinstance(operation, keras.layers.DepthwiseConv2D | DepthwiseConv2D):
+    if isinstance(operation, keras.layers.DepthwiseConv2D | DepthwiseConv2D | BlurPool2D):
         return outputs * math.prod(operation.kernel_size)
-    if isinstance(operation, keras.layers.Conv2D):
+    if isinstance(operation, keras.layers.Conv1D | keras.layers.Conv2D):
         return outputs * math.prod(operation.kernel.shape[:-1])
     if isinstance(operation, keras.layers.Dense):
         return outputs * operation.kernel.shape[0]

@@ -1,13 +1,24 @@
 """Layers that at least two families share, and blocks of the papers for use on their own."""
 
+from keras_convnets.layers.attention import MobileAttention, MultiQueryAttention
 from keras_convnets.layers.block import Block
+from keras_convnets.layers.channel_attention import (
+    EffectiveSqueezeExcite,
+    EfficientChannelAttention,
+)
+from keras_convnets.layers.context_attention import (
+    CBAM,
+    EfficientLocalAttention,
+    GatherExcite,
+)
 from keras_convnets.layers.conv import ConvNormAct, DepthwiseNormAct
-from keras_convnets.layers.depthwise import DepthwiseConv2D
+from keras_convnets.layers.depthwise import BlurPool2D, DepthwiseConv2D
 from keras_convnets.layers.inverted import (
     ConvResidual,
     FusedInvertedResidual,
     InvertedResidual,
     SqueezeExcite,
+    UniversalBottleneck,
 )
 from keras_convnets.layers.leaves import (
     DropPath,
@@ -16,21 +27,34 @@ from keras_convnets.layers.leaves import (
     make_divisible,
     stochastic_depth,
 )
+from keras_convnets.layers.pooling import SoftPooling2D
 from keras_convnets.layers.rep import RepConv
+from keras_convnets.layers.standardized import ScaledWSConv2D
 
 __all__ = [
+    "CBAM",
     "Block",
+    "BlurPool2D",
     "ConvNormAct",
     "ConvResidual",
     "DepthwiseConv2D",
     "DepthwiseNormAct",
     "DropPath",
+    "EffectiveSqueezeExcite",
+    "EfficientChannelAttention",
+    "EfficientLocalAttention",
+    "GatherExcite",
     "GlobalResponseNorm",
     "FusedInvertedResidual",
     "InvertedResidual",
     "LayerScale",
+    "MobileAttention",
+    "MultiQueryAttention",
     "RepConv",
+    "ScaledWSConv2D",
+    "SoftPooling2D",
     "SqueezeExcite",
+    "UniversalBottleneck",
     "make_divisible",
     "stochastic_depth",
 ]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import keras
+import numpy as np
 
 from keras_convnets.layers.block import Block
 from keras_convnets.layers.depthwise import DepthwiseConv2D
-from keras_convnets.layers.initializers import FAN_OUT_NORMAL
+from keras_convnets.layers.initializers import FAN_OUT_NORMAL, FanOutNormal
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
@@ -18,37 +19,42 @@ class ConvNormAct(Block):
 
     Args:
         filters: output channels.
-        kernel_size: odd side of the kernel.
+        kernel_size: odd side of the kernel, or height and width.
         strides: stride in both directions.
         activation: name of a Keras activation, or `None`.
         zero_init: start with gamma = 0, so that the branch that this block ends adds nothing at
             first (Goyal et al. 2017, section 5.1).
         padding: `"symmetric"`, `kernel_size // 2` on each side, as PyTorch pads; or `"same"`, as
-            TensorFlow pads: (0, 1) for a 3x3 kernel at stride 2 and an even size.
+            TensorFlow pads: (0, 1) for a 3x3 kernel at stride 2 and an even size; or `"valid"`,
+            nowhere, and the output is smaller.
         epsilon: of the BatchNorm.
+        groups: of the convolution.
     """
 
     def __init__(
         self,
         filters: int,
-        kernel_size: int = 1,
+        kernel_size: int | tuple[int, int] = 1,
         strides: int = 1,
         activation: str | None = None,
         zero_init: bool = False,
         padding: str = "symmetric",
         epsilon: float = 1e-5,
+        groups: int = 1,
         **kwargs,
     ):
         super().__init__(**kwargs)
-        padded = strides > 1 and kernel_size > 1 and padding == "symmetric"
-        self.pad = keras.layers.ZeroPadding2D(kernel_size // 2) if padded else None
+        zeros = [side // 2 for side in np.broadcast_to(kernel_size, 2).tolist()]
+        padded = strides > 1 and any(zeros) and padding == "symmetric"
+        self.pad = keras.layers.ZeroPadding2D(zeros) if padded else None
         self.conv = keras.layers.Conv2D(
             filters,
             kernel_size,
             strides,
-            padding="valid" if padded else "same",
+            padding="valid" if padded or padding == "valid" else "same",
+            groups=groups,
             use_bias=False,
-            kernel_initializer=FAN_OUT_NORMAL,
+            kernel_initializer=FanOutNormal(groups) if groups > 1 else FAN_OUT_NORMAL,
         )
         self.norm = keras.layers.BatchNormalization(
             momentum=0.9, epsilon=epsilon, gamma_initializer="zeros" if zero_init else "ones"

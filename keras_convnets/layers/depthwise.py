@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from keras import constraints, initializers, layers, ops, regularizers, saving
 
 from keras_convnets.ops import _geometry as geometry
@@ -113,3 +114,25 @@ class DepthwiseConv2D(layers.Layer):
             "depthwise_constraint": constraints.serialize(self.depthwise_constraint),
             "bias_constraint": constraints.serialize(self.bias_constraint),
         }
+
+
+@saving.register_keras_serializable(package="keras_convnets")
+class BlurPool2D(layers.Layer):
+    """Every second pixel of a map blurred with (1, 2, 1) / 4 in both directions (Zhang 2019, 3.2).
+
+    Zeros are around the map. Input: `(batch, height, width, channels)`. Output:
+    `(batch, ceil(height / 2), ceil(width / 2), channels)`.
+    """
+
+    kernel_size = (3, 3)
+
+    def call(self, inputs):
+        binomial = np.outer((1, 2, 1), (1, 2, 1)) / 16
+        kernel = np.tile(binomial[:, :, None, None], (1, 1, inputs.shape[-1], 1))
+        kernel = ops.convert_to_tensor(kernel, inputs.dtype)
+        return depthwise_conv2d(inputs, kernel, strides=2, padding=1)
+
+    def compute_output_shape(self, input_shape):
+        batch, height, width, channels = input_shape
+        halves = [size and -(-size // 2) for size in (height, width)]
+        return (batch, *halves, channels)

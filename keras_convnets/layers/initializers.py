@@ -11,10 +11,13 @@ import keras
 import numpy as np
 
 FAN_IN_NORMAL = "keras_convnets>FanInNormal"
+FAN_IN_UNIT_NORMAL = "keras_convnets>FanInUnitNormal"
 FAN_OUT_NORMAL = "keras_convnets>FanOutNormal"
 FAN_OUT_UNIFORM = "keras_convnets>FanOutUniform"
+GLOROT_UNIFORM = "keras_convnets>GlorotUniform"
 NORMAL_01 = "keras_convnets>Normal01"
 NORMAL_02 = "keras_convnets>Normal02"
+NORMAL_10 = "keras_convnets>Normal10"
 TORCH_UNIFORM = "keras_convnets>TorchUniform"
 
 
@@ -77,6 +80,14 @@ class FanInNormal(_Normal):
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
+class FanInUnitNormal(_Normal):
+    """Normal with variance 1 / fan_in, not truncated as Keras's `LecunNormal` is."""
+
+    def scale(self, shape):
+        return np.float32(1 / np.sqrt(np.prod(shape[:-1])))
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
 class FanOutNormal(_Normal):
     """Normal with variance 2 / fan_out (He et al. 2015, in the backward form).
 
@@ -100,6 +111,14 @@ class FanOutUniform(_Uniform):
 
     def scale(self, shape):
         return np.float32(1 / np.sqrt(_fan_out(shape)))
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
+class GlorotUniform(_Uniform):
+    """Uniform with variance 2 / (fan_in + fan_out): Glorot and Bengio 2010, equation 16."""
+
+    def scale(self, shape):
+        return np.float32(np.sqrt(6 / (np.prod(shape[:-1]) + _fan_out(shape))))
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
@@ -139,6 +158,14 @@ class Normal02(_Normal):
 
     def scale(self, shape):
         return np.float32(0.02)
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
+class Normal10(_Normal):
+    """Normal with standard deviation 0.1, truncated by the reference as `Normal02` is: at 2."""
+
+    def scale(self, shape):
+        return np.float32(0.1)
 
 
 @keras.saving.register_keras_serializable("keras_convnets")

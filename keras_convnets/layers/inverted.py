@@ -6,8 +6,9 @@ import keras
 
 from keras_convnets.layers.block import Block
 from keras_convnets.layers.conv import ConvNormAct, DepthwiseNormAct
+from keras_convnets.layers.depthwise import BlurPool2D
 from keras_convnets.layers.initializers import FAN_OUT_NORMAL
-from keras_convnets.layers.leaves import DropPath
+from keras_convnets.layers.leaves import DropPath, LayerScale
 
 # What timm calls the stem and the blocks of the networks made of these: rules for their `KEYS`.
 INVERTED_KEYS = [
@@ -184,3 +185,65 @@ class ConvResidual(Block):
     def call(self, x):
         y = self.only(x)
         return x + self.drop_path(y) if self.skip else y
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
+class UniversalBottleneck(Block):
+    """Depthwise convolution, 1x1 expansion, depthwise convolution, linear 1x1 projection.
+
+    Qin et al. 2024 (MobileNetV4), without the strided first convolution and the last one,
+    which its networks do not have. Input: (batch, height, width, channels). Output:
+    (batch, height / strides, width / strides, width).
+
+    Args:
+        width: output channels.
+        expanded: channels of the second depthwise convolution.
+        first, second: kernel sizes of the depthwise convolutions, 0 for none. The first has no
+            activation.
+        strides: 1 or 2.
+        shrink: where a stride of 2 is: `"stride"`, in the second depthwise convolution, or
+            `"average"` or `"blur"`, in a pooling after it.
+        activation: after the expansion and after the second depthwise convolution.
+        skip: whether to add the input.
+        layer_scale: start value of the factors of the branch, 0 for none.
+        drop_path: rate of stochastic depth.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        expanded: int,
+        first: int,
+        second: int,
+        strides: int = 1,
+        shrink: str = "stride",
+        activation: str = "relu",
+        skip: bool = False,
+        layer_scale: float = 0.0,
+        drop_path: float = 0.0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.skip = skip
+        self.first = DepthwiseNormAct(first) if first else None
+        self.expand = ConvNormAct(expanded, activation=activation)
+        self.shrink = shrinking(shrink) if strides > 1 else None
+        strides = 1 if self.shrink else strides
+        self.second = DepthwiseNormAct(second, strides, activation) if second else None
+        self.project = ConvNormAct(width)
+        self.layer_scale = LayerScale(layer_scale) if layer_scale else None
+        self.drop_path = DropPath(drop_path) if skip else None
+
+    def call(self, x):
+        y = self.expand(self.first(x) if self.first else x)
+        y = self.second(y) if self.second else y
+        y = self.project(self.shrink(y) if self.shrink else y)
+        y = self.layer_scale(y) if self.layer_scale else y
+        return x + self.drop_path(y) if self.skip else y
+
+
+def shrinking(how: str) -> keras.layers.Layer | None:
+    """What halves a map after a convolution: `None` for `"stride"`, where that does it itself."""
+    if how == "stride":
+        return None
+    return keras.layers.AveragePooling2D(2) if how == "average" else BlurPool2D()

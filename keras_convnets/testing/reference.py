@@ -73,10 +73,12 @@ class Timm:
     ) -> np.ndarray:
         """Logits of the reference after its own re-parameterisation; arguments as in `run`."""
         import torch
+
+        module = self._filled(variant, state)  # which imports timm as it must be
         from timm.utils.model import reparameterize_model
 
         with torch.no_grad():
-            module = reparameterize_model(self._filled(variant, state))
+            module = reparameterize_model(module)
             return module(self._tensor(images)).numpy()
 
     def _filled(self, variant, state):

@@ -18,7 +18,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_convnets.layers import DepthwiseConv2D, GlobalResponseNorm
+from keras_convnets.layers import DepthwiseConv2D, GlobalResponseNorm, ScaledWSConv2D
 from keras_convnets.registry import Family, find_family
 from keras_convnets.weights.copying import copy_all
 from keras_convnets.weights.readers import LazyState, write_safetensors
@@ -29,6 +29,8 @@ STEM_CHANNELS = 3
 # Per layer type and variable: the published name, and our axes in the order of the published array.
 # Whatever is not listed has its own name and axes.
 _CONV = {"kernel": ("weight", (3, 2, 0, 1))}
+_CONV_1D = {"kernel": ("weight", (2, 1, 0))}
+_SCALED_CONV = {**_CONV, "gain": ("gain", (3, 2, 0, 1))}
 _DEPTHWISE = {"kernel": ("weight", (2, 3, 0, 1))}
 _DENSE = {"kernel": ("weight", (1, 0))}
 _NORM = {"gamma": ("weight", (0,)), "beta": ("bias", (0,))}
@@ -38,13 +40,16 @@ _BATCH_NORM = {
     "moving_variance": ("running_var", (0,)),
 }
 LAYOUTS = {
+    keras.layers.Conv1D: _CONV_1D,
     keras.layers.Conv2D: _CONV,
     keras.layers.DepthwiseConv2D: _DEPTHWISE,
     DepthwiseConv2D: _DEPTHWISE,
     keras.layers.Dense: _DENSE,
     keras.layers.BatchNormalization: _BATCH_NORM,
+    keras.layers.GroupNormalization: _NORM,
     keras.layers.LayerNormalization: _NORM,
     GlobalResponseNorm: _NORM,
+    ScaledWSConv2D: _SCALED_CONV,
 }
 
 
@@ -226,8 +231,14 @@ def misfits(variant: str, wanted: Mapping[str, Slot], state: Mapping[str, np.nda
     """A line for each array that is missing, left over, or of the wrong shape or type."""
     unused = [key for key in state if key not in wanted and not _is_counter(key, wanted)]
     if unused:
-        known = published_names(variant)
-        unused = [key for key in unused if key not in known and not _is_counter(key, known)]
+        known, surplus = published_names(variant), find_family(variant).surplus
+        unused = [
+            key
+            for key in unused
+            if key not in known
+            and not _is_counter(key, known)
+            and not (surplus and re.match(surplus, key))
+        ]
     problems = [f"not used: {key} {_shape(state, key)}" for key in unused]
     for key, slot in wanted.items():
         if key not in state:
@@ -269,7 +280,7 @@ def state_dict(model: keras.Model) -> dict[str, np.ndarray]:
     """The model's weights under their published names, batch counters included."""
     state = {}
     for key, slot in slots(model).items():
-        state[key] = np.ascontiguousarray(slot.published())
+        state[key] = np.asarray(slot.published(), order="C")
         if key.endswith(".running_var"):
             state[key.replace("running_var", "num_batches_tracked")] = np.zeros((), "int64")
     return state

@@ -1,0 +1,47 @@
+"""NFNet against timm."""
+
+from typing import ClassVar
+
+import keras
+import numpy as np
+
+from keras_convnets.layers import ScaledWSConv2D
+from keras_convnets.testing.conformance import LEAST_COSINE, FamilyTests, images
+from keras_convnets.testing.reference import Timm
+
+
+def small(**arguments):
+    from timm.models.nfnet import NfCfg, NormFreeNet
+
+    sizes = {"depths": (1, 1, 2, 1), "channels": (16, 16, 24, 24), "num_features": 40}
+    se = {"attn_layer": "se", "attn_kwargs": {"rd_ratio": 0.5}, "group_size": 8}
+    return NormFreeNet(NfCfg(**sizes, **se, **arguments))
+
+
+def dm_nfnet_test():
+    authors = {"gamma_in_act": True, "same_padding": True, "skipinit": True, "act_layer": "gelu"}
+    return small(stem_type="deep_quad", stem_chs=32, extra_conv=True, **authors)
+
+
+def nf_regnet_test():
+    return small(stem_type="3x3", bottle_ratio=2.25, reg=True)
+
+
+class TestNFNet(FamilyTests):
+    family = "nfnet"
+    reference = Timm(dm_nfnet_test=dm_nfnet_test, nf_regnet_test=nf_regnet_test)
+    parity_variant = "nf_regnet_b1"
+    # Kernels of 4 bits, which no BatchNorm's factor helps, are too coarse for 8 channels.
+    least_cosine: ClassVar[dict[str, float]] = {
+        form: cosine for form, cosine in LEAST_COSINE.items() if form != "int4"
+    }
+
+    def test_maps_keep_variance_1_at_the_start(self):
+        """Section 4.2 of the first paper: with the activation's gain in the convolution."""
+        x = images(4, 16, 16, 64)
+        layer = ScaledWSConv2D(64, 3, padding="valid", gamma=1.7139588594436646)
+        y = keras.ops.convert_to_numpy(layer(np.maximum(x, 0)))
+        # Over the images, whose positives have a mean: that is no variance of the signal.
+        assert 0.9 < y.var(axis=(0, 1, 2)).mean() < 1.1
+        kernel = keras.ops.convert_to_numpy(layer.standardized_kernel())
+        assert np.abs(kernel.sum((0, 1, 2))).max() < 1e-4
