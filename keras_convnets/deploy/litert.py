@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import logging
+import gc
 import os
 import re
+import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,13 +15,14 @@ import numpy as np
 
 from keras_convnets.deploy.child import on_tensorflow
 from keras_convnets.deploy.export import check_model, check_packages, write_checked
+from keras_convnets.deploy.inspect import LiteRTFile
 from keras_convnets.deploy.metadata import (
     attach,
     check_normalised,
     metadata_of,
     normalisation_of,
 )
-from keras_convnets.deploy.recipes import quantize_file, runs_in_integers
+from keras_convnets.deploy.recipes import INPUT, quantize_file, runs_in_integers
 from keras_convnets.deploy.runner import INSTALL, LiteRTModel
 from keras_convnets.graph import lower
 from keras_convnets.quiet import silenced_stderr
@@ -159,38 +161,46 @@ def check_calibration(
 
 
 def convert(model, quantize, calibration, metadata, integer_only) -> bytes:
-    """The content of the file, without metadata. For the tensorflow backend; see `on_tensorflow`.
-
-    A concrete function of static shape, frozen, is the route that keeps the graph clean.
-    """
+    """The file's content, without metadata. For the tensorflow backend, see `on_tensorflow`."""
     import tensorflow as tf
-    from tensorflow.python.framework.convert_to_constants import (
-        convert_variables_to_constants_v2,
-    )
 
-    lowered = lower(model)
-    normalise = metadata.normalise if metadata else lambda image: image
     images = metadata.calibration(calibration) if metadata and quantize == "int8" else calibration
-    spec = tf.TensorSpec((1, *model.inputs[0].shape[1:]), "float32", name="image")
-    function = tf.function(lambda image: lowered(normalise(image), training=False), autograph=False)
-    frozen = convert_variables_to_constants_v2(function.get_concrete_function(spec))
-    logging.getLogger("absl").addFilter(_not_about_trackable)
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([frozen])
-    if quantize == "float16":
-        converter.target_spec.supported_types = [tf.float16]
-    if quantize in ("float16", "dynamic"):
+    with tempfile.TemporaryDirectory() as folder:
+        _save(lower(model), metadata.normalise if metadata else None, folder)
+        gc.collect()  # of the lowered copy
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+        if quantize == "float16":
+            converter.target_spec.supported_types = [tf.float16]
+        if quantize in ("float16", "dynamic"):
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        content = None if integer_only else _run(converter, model.name)
+        if quantize in (None, "float16", "dynamic"):
+            return content
+        if quantize != "int8" or (content and not runs_in_integers(content)):
+            return quantize_file(content, quantize, images)
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    content = None if integer_only else _run(converter, model.name)
-    if quantize in (None, "float16", "dynamic"):
-        return content
-    if quantize != "int8" or (content and not runs_in_integers(content)):
-        return quantize_file(content, quantize, images)
-    converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.representative_dataset = lambda: ([image[None]] for image in images)
-    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-    numbers = tf.uint8 if metadata else tf.int8  # the only integers that MediaPipe takes
-    converter.inference_input_type = converter.inference_output_type = numbers
-    return _run(converter, model.name)
+        converter.representative_dataset = lambda: ([image[None]] for image in images)
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        numbers = tf.uint8 if metadata else tf.int8  # the only integers that MediaPipe takes
+        converter.inference_input_type = converter.inference_output_type = numbers
+        return _run(converter, model.name)
+
+
+def _save(lowered, normalise, folder):
+    """A SavedModel of static shape: the route that keeps the graph clean, and that takes a third of
+    the memory of a frozen function."""
+    import tensorflow as tf
+
+    def serve(image):
+        outputs = lowered(normalise(image) if normalise else image, training=False)
+        return {f"output{i}": y for i, y in enumerate(keras.tree.flatten(outputs))}
+
+    spec = tf.TensorSpec((1, *lowered.inputs[0].shape[1:]), "float32", name=INPUT)
+    module = tf.Module()
+    module.variables_of_layers = [variable.value for variable in lowered.variables]
+    module.serve = tf.function(serve, autograph=False, input_signature=[spec])
+    with silenced_stderr():
+        tf.saved_model.save(module, folder, module.serve.get_concrete_function())
 
 
 def _run(converter, name):
@@ -199,7 +209,7 @@ def _run(converter, name):
     try:
         with silenced_stderr(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Statistics for quantized inputs")  # it measures them
-            return converter.convert()
+            return _in_order(converter.convert())
     except ConverterError as error:
         lacking = re.findall(r"^(?:Custom|Flex) ops: (.+)$", str(error), re.MULTILINE)
         reason = f"LiteRT lacks {', '.join(lacking)}" if lacking else str(error).split("\n")[0]
@@ -208,9 +218,16 @@ def _run(converter, name):
         ) from None
 
 
-def _not_about_trackable(record):
-    """The converter asks for the model beside its frozen function; with it, it writes NaN."""
-    return "trackable_obj" not in record.getMessage()
+def _in_order(content):
+    """The file with its outputs in the model's order, which the converter does not keep."""
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    if len(LiteRTFile(content).outputs) == 1:
+        return content
+    model = flatbuffer_utils.convert_bytearray_to_object(content)
+    numbers = {int(y.name.removeprefix(b"output")): y for y in model.signatureDefs[0].outputs}
+    model.subgraphs[0].outputs = [numbers[i].tensorIndex for i in range(len(numbers))]
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
 
 
 def _check_outputs(model, file, quantize, calibration, metadata):

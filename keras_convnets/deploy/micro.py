@@ -212,14 +212,14 @@ def _layers(file, flat):
     Operators between layers are named after what comes before them.
     """
     order = {node.operation.name: i for i, node in enumerate(graph_nodes(flat))}
-    ends = [x._keras_history.operation.name for x in flat.outputs]
-    ends = {"_".join(["Identity", *[str(i)] * (i > 0)]): name for i, name in enumerate(ends)}
+    # The converter gives the outputs names of their own.
+    ends = dict(zip(file.outputs, (x._keras_history.operation.name for x in flat.outputs)))
     layers = dict.fromkeys(file.inputs, "input")
     latest = "input"
     for step in file.steps:
         for index in step.outputs:
             tensor = file.tensors[index].name
-            scopes = [ends.get(tensor, ""), *(re.sub(r"_\d+$", "", s) for s in _scopes(tensor))]
+            scopes = [ends.get(index, ""), *(re.sub(r"_\d+$", "", s) for s in _scopes(tensor))]
             found = min(order.keys() & scopes, key=order.get, default="")
             latest = found.removesuffix("_") or latest
             layers[index] = latest if found else f"{step.kind} after {latest}"

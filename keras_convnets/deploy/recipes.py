@@ -11,7 +11,7 @@ import numpy as np
 from keras_convnets.deploy.inspect import LiteRTFile
 from keras_convnets.quiet import silenced_stderr
 
-SIGNATURE = "serving_default"
+SIGNATURE, INPUT = "serving_default", "image"
 PRODUCTS = ("CONV_2D", "FULLY_CONNECTED")
 # What XNNPACK runs in int8, or a look-up table does.
 INT8_OPERATORS = {
@@ -78,7 +78,7 @@ def quantize_file(content: bytes, form: str, images: np.ndarray | None) -> bytes
     """A quantized .tflite file from one in float32.
 
     Args:
-        content: of a file with one input.
+        content: of a file with one input, named `INPUT` in its signature.
         form: `"int8"` or `"int16x8"`, of convolutions and dense layers only if the file has other
             operators than `INT8_OPERATORS` and `FLOAT_OPERATORS`; or `"int4"`, of their weights.
         images: what the input takes, `(count, height, width, channels)`; for `"int4"` not used.
@@ -96,14 +96,13 @@ def quantize_file(content: bytes, form: str, images: np.ndarray | None) -> bytes
             recipe.add_weight_only_config(".*", operator, num_bits=4)
         else:
             recipe.add_static_config(".*", operator, ACTIVATION_BITS[form], weight_num_bits=8)
-    name, content = _with_signature(content)
     with silenced_stderr(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the memory of a calibration
         ranges = None
         if form in ACTIVATION_BITS:
             # By itself it takes moving averages, which cut the extremes off.
             calibrator = Calibrator(content, qsv_update_func=_widest)
-            calibrator.calibrate({SIGNATURE: [{name: image[None]} for image in images]}, recipe)
+            calibrator.calibrate({SIGNATURE: [{INPUT: image[None]} for image in images]}, recipe)
             ranges = calibrator.get_model_qsvs()
         quantizer = Quantizer(content, recipe.get_quantization_recipe())
         result = quantizer.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
@@ -115,27 +114,3 @@ def _widest(ranges, others):
         "min": np.minimum(ranges["min"], others["min"]),
         "max": np.maximum(ranges["max"], others["max"]),
     }
-
-
-def _with_signature(content):
-    """The file with its inputs and outputs by name, which the quantizer asks for."""
-    from ai_edge_litert.schema_py_generated import SignatureDefT, TensorMapT
-    from ai_edge_litert.tools import flatbuffer_utils
-
-    model = flatbuffer_utils.convert_bytearray_to_object(content)
-    graph = model.subgraphs[0]
-
-    def tensor_map(kind, indices):
-        entries = []
-        for i, index in enumerate(indices):
-            entry = TensorMapT()
-            entry.name, entry.tensorIndex = f"{kind}{i}".encode(), int(index)
-            entries.append(entry)
-        return entries
-
-    signature = SignatureDefT()
-    signature.signatureKey, signature.subgraphIndex = SIGNATURE.encode(), 0
-    signature.inputs = tensor_map("input", graph.inputs)
-    signature.outputs = tensor_map("output", graph.outputs)
-    model.signatureDefs = [signature]
-    return "input0", flatbuffer_utils.convert_object_to_bytearray(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable
 
@@ -42,7 +43,10 @@ def lower(model: keras.Model) -> keras.Model:
     Raises:
         ValueError: as `graph.flatten`.
     """
-    return _lower_products(fold_batchnorm(_open_scales(reparameterize(model))))
+    for step in (reparameterize, _open_scales, fold_batchnorm, _lower_products):
+        model = step(model)
+        gc.collect()  # models are cycles, and each copy has weights of its own
+    return model
 
 
 def _open_scales(model):
