@@ -21,7 +21,7 @@ from keras_convnets.deploy.child import on_tensorflow
 from keras_convnets.deploy.export import check_packages
 from keras_convnets.deploy.inspect import LiteRTFile
 from keras_convnets.deploy.micro_sources import RESOLVER
-from keras_convnets.deploy.recipes import FLOAT_OPERATORS, INT8_OPERATORS
+from keras_convnets.deploy.recipes import serves_in_integers
 from keras_convnets.deploy.runner import INSTALL
 from keras_convnets.graph import graph_nodes
 from keras_convnets.graph.rewrite import leaf_graph
@@ -279,7 +279,7 @@ def _numbers(file, ends):
 
 def _judge_cpu(file, step):
     """For a phone's CPU: what makes its int8 form a mixed one, and what is slow in any form."""
-    if step.kind not in INT8_OPERATORS | FLOAT_OPERATORS:
+    if not serves_in_integers([step.kind]):
         why = (
             "phones do not run it in integers, so in the int8 form only convolutions and dense "
             "layers are"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Collection
 
 import numpy as np
 
@@ -56,6 +57,11 @@ def runs_in_integers(content: bytes) -> bool:
     )
 
 
+def serves_in_integers(operators: Collection[str]) -> bool:
+    """Whether a file of these operators is int8 throughout, but for `FLOAT_OPERATORS`."""
+    return set(operators) <= INT8_OPERATORS | FLOAT_OPERATORS
+
+
 def _is_small(file, step):
     return math.prod(file.tensors[step.outputs[0]].shape) < FEW_VALUES
 
@@ -67,7 +73,7 @@ def _to_quantize(content, form):
     from ai_edge_quantizer.qtyping import TFLOperationName
 
     operators = set(LiteRTFile(content).operators())
-    if form == "int4" or not operators <= INT8_OPERATORS | FLOAT_OPERATORS:
+    if form == "int4" or not serves_in_integers(operators):
         return PRODUCTS
     if form == "int16x8":
         return ("*",)

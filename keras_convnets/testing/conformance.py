@@ -30,7 +30,7 @@ from keras_convnets.deploy import LiteRTModel, export_litert
 from keras_convnets.deploy.inspect import LiteRTFile
 from keras_convnets.deploy.litert import CALIBRATED
 from keras_convnets.deploy.micro_sources import RESOLVER
-from keras_convnets.deploy.recipes import FLOAT_OPERATORS, INT8_OPERATORS
+from keras_convnets.deploy.recipes import serves_in_integers
 from keras_convnets.graph import flatten, fold_batchnorm, lower, reparameterize, targets
 from keras_convnets.preprocessing import preprocess_image
 from keras_convnets.registry import find_family, list_models, list_weights
@@ -102,7 +102,7 @@ def settle_statistics(model: keras.Model, x: np.ndarray) -> None:
 def targets_of(file: LiteRTFile) -> list[str]:
     """What the operators of a float file say that `graph.targets` tells from the layers."""
     operators = set(file.operators())
-    if not operators <= INT8_OPERATORS | FLOAT_OPERATORS:
+    if not serves_in_integers(operators):
         return ["float", "mixed int8", "onnx"]
     return ["float", "int8", *(["mcu"] if operators <= set(RESOLVER) else []), "onnx"]
 

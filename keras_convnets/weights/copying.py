@@ -55,9 +55,12 @@ def _aligned(shape, dtype):
 
 
 def _split(jobs):
-    """Those of four axes or two, and the many small others."""
-    large = [job for job in jobs if job[1] != tuple(range(len(job[1])))]
-    return large, [job for job in jobs if job[1] == tuple(range(len(job[1])))]
+    """Those whose axes change, and the many small others."""
+    large, small = [], []
+    for job in jobs:
+        changes = list(job[1]) != sorted(job[1])
+        (large if changes else small).append(job)
+    return large, small
 
 
 def _copy_tensorflow(jobs):
