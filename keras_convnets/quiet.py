@@ -13,11 +13,25 @@ def silenced_stderr() -> Iterator[None]:
     """Keeps progress notes off the screen: those of Python code, which a notebook shows without a
     file descriptor, and those that C++ code writes past `sys.stderr`."""
     sys.stderr.flush()
-    screen = os.dup(2)
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+    screen, muted = os.dup(2), _Muted(sys.stderr)
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(muted):
         os.dup2(nowhere.fileno(), 2)
         try:
             yield
         finally:
             os.dup2(screen, 2)
             os.close(screen)
+            muted.speaks = True
+
+
+class _Muted:
+    """A stream that is silent at first: a logger that is made meanwhile keeps it for good."""
+
+    def __init__(self, stream):
+        self.stream, self.speaks = stream, False
+
+    def write(self, text: str) -> int:
+        return self.stream.write(text) if self.speaks else len(text)
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)

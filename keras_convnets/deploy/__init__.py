@@ -1,7 +1,7 @@
 """From a Keras model to a file for the target device, checked against the model."""
 
 from keras_convnets.deploy.lint import Finding, lint
-from keras_convnets.deploy.litert import export_litert
+from keras_convnets.deploy.litert import export_litert, export_litert_forms
 from keras_convnets.deploy.micro import MicroReport, export_micro
 from keras_convnets.deploy.onnx import export_onnx
 from keras_convnets.deploy.report import Report, report
@@ -13,6 +13,7 @@ __all__ = [
     "MicroReport",
     "Report",
     "export_litert",
+    "export_litert_forms",
     "export_micro",
     "export_onnx",
     "lint",

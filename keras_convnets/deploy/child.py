@@ -16,12 +16,13 @@ from keras_convnets.graph import flatten
 from keras_convnets.quiet import silenced_stderr
 
 
-def on_tensorflow(work: Callable[..., bytes], model: keras.Model, **arguments) -> bytes:
+def on_tensorflow(work: Callable, model: keras.Model, **arguments):
     """`work(model, **arguments)` on the tensorflow backend: in this process if Keras runs on it,
     else for a saved copy of the flat model in a child process, on its CPU.
 
     Args:
-        work: a function of a module, so that the child can import it.
+        work: a function of a module, so that the child can import it; what it returns can be
+            pickled.
         model: a Functional or Sequential model whose leaf layers can be saved and loaded again.
         **arguments: plain values and NumPy arrays.
 
@@ -47,7 +48,7 @@ def on_tensorflow(work: Callable[..., bytes], model: keras.Model, **arguments) -
         if child.returncode:
             reason = child.stderr.strip().rpartition("\n")[2] or f"status {child.returncode}"
             raise ValueError(f"In a process with the tensorflow backend: {reason}")
-        return (job / "result").read_bytes()
+        return pickle.loads((job / "result").read_bytes())
 
 
 def main(folder: str) -> None:
@@ -61,4 +62,4 @@ def main(folder: str) -> None:
             "model cannot be loaded again, which export from jax and torch needs; if it has layers "
             f"of your own, export on the tensorflow backend ({str(error).splitlines()[0]})"
         ) from None
-    (job / "result").write_bytes(work(model, **arguments))
+    (job / "result").write_bytes(pickle.dumps(work(model, **arguments)))

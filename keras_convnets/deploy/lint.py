@@ -6,11 +6,10 @@ has become is looked up in the tables below.
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import keras
@@ -115,8 +114,7 @@ def lint(model: keras.Model, target: str) -> list[Finding]:
         check_packages("ONNX", onnx.INSTALL, "tensorflow", "onnx", "tf2onnx")
     else:
         check_packages("LiteRT", INSTALL, "tensorflow", "ai_edge_litert")
-    rows = json.loads(on_tensorflow(find, model, target=target))
-    return [Finding(**row) for row in rows]
+    return on_tensorflow(find, model, target=target)
 
 
 def _ahead(model, target):
@@ -156,8 +154,8 @@ def _ahead(model, target):
     return findings
 
 
-def find(model: keras.Model, target: str) -> bytes:
-    """The findings as JSON. For the tensorflow backend; see `on_tensorflow`."""
+def find(model: keras.Model, target: str) -> list[Finding]:
+    """`lint` for the tensorflow backend; see `on_tensorflow`."""
     shape = model.inputs[0].shape[1:]
     if target == "onnx":
         model = onnx.without_groups_for_xla(model)
@@ -174,8 +172,7 @@ def find(model: keras.Model, target: str) -> bytes:
     problems = {}
     for i, problem, *rest in sorted(numbered):
         problems.setdefault((names[i], *rest), {})[problem] = None
-    findings = [Finding(name, ", ".join(kinds), *r) for (name, *r), kinds in problems.items()]
-    return json.dumps([asdict(finding) for finding in findings]).encode()
+    return [Finding(name, ", ".join(kinds), *r) for (name, *r), kinds in problems.items()]
 
 
 def _traced(graph, nodes):

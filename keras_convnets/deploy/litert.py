@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import re
@@ -33,10 +34,10 @@ CALIBRATED = ("int8", "int16x8")
 CHECKED_IMAGES = 8
 FLOAT_TOLERANCE = 1e-4
 # Least cosine between the outputs of file and model. Rounding of weights to 11 bits costs about
-# 1e-7, to 8 bits about 1e-4, to 4 bits up to 0.2 in narrow networks, and 8-bit activations up to
-# 0.08 in deep or narrow ones that were not trained: less means that the conversion went wrong or
+# 1e-7, to 8 bits about 1e-4, to 4 bits up to 0.6 in narrow networks, and 8-bit activations up to
+# 0.04 in deep or narrow ones that were not trained: less means that the conversion went wrong or
 # that the calibration images are not like what the model was made for.
-LEAST_COSINE = {"float16": 0.9999, "dynamic": 0.99, "int8": 0.9, "int16x8": 0.9, "int4": 0.7}
+LEAST_COSINE = {"float16": 0.9999, "dynamic": 0.99, "int8": 0.95, "int16x8": 0.98, "int4": 0.4}
 
 
 def export_litert(
@@ -92,23 +93,22 @@ def export_litert(
             with the model. There is no file then, and an older one is unchanged.
         ImportError: if tensorflow, ai-edge-litert or ai-edge-quantizer is not installed.
     """
-    check_model(model, "a .tflite")
-    metadata = metadata_of(model, labels, preprocessing)
-    _check_form(quantize, calibration, metadata, integer_only)
-    if calibration is not None:
-        calibration = check_calibration(calibration, model, preprocessing)
-    check_packages("LiteRT", INSTALL, "tensorflow", "ai_edge_litert", "ai_edge_quantizer")
+    if integer_only and quantize != "int8":
+        raise ValueError(f"integer_only=True is for quantize='int8', not for {quantize!r}.")
+    calibration, metadata = _checked(model, [quantize], calibration, labels, preprocessing)
 
     def make():
-        content = on_tensorflow(
+        (content,) = on_tensorflow(
             convert,
             model,
-            quantize=quantize,
+            forms=[quantize],
             calibration=calibration,
             metadata=metadata,
             integer_only=integer_only,
         )
-        return content if metadata is None else attach(content, metadata)
+        if isinstance(content, ValueError):
+            raise content
+        return content
 
     return write_checked(
         path,
@@ -119,7 +119,67 @@ def export_litert(
     )
 
 
-def _check_form(quantize, calibration, metadata, integer_only):
+def export_litert_forms(
+    model: keras.Model,
+    folder: str | os.PathLike,
+    forms: Sequence[str | None] = FORMS,
+    calibration: np.ndarray | None = None,
+    labels: str | Sequence[str] | None = None,
+    preprocessing: Checkpoint | str | tuple | None = None,
+) -> dict[str | None, Path | ValueError]:
+    """Writes several forms of a model, each as `export_litert` does, but from one lowered graph: on
+    the jax and torch backends one child process makes them all.
+
+    Args:
+        model: as in `export_litert`, and so the arguments that it shares.
+        folder: an existing one; files in it are called `float32.tflite`, `int8.tflite` and so on.
+        forms: what `quantize` of `export_litert` may be.
+
+    Returns:
+        By form, the file's path, or why that form cannot be.
+
+    Raises:
+        ValueError: for what no form could be exported with.
+        ImportError: as `export_litert`.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"folder={str(folder)!r} does not exist: name a folder that does.")
+    calibration, metadata = _checked(model, forms, calibration, labels, preprocessing)
+    contents = on_tensorflow(
+        convert, model, forms=forms, calibration=calibration, metadata=metadata, integer_only=False
+    )
+    results = dict(zip(forms, contents, strict=True))
+    for form, content in results.items():
+        if isinstance(content, ValueError):
+            continue
+        path = folder / f"{form or 'float32'}.tflite"
+        try:
+            results[form] = write_checked(
+                path,
+                lambda content=content: content,
+                lambda part, form=form: _check_outputs(
+                    model, LiteRTModel(part), form, calibration, metadata
+                ),
+            )
+        except ValueError as error:
+            results[form] = error
+    return results
+
+
+def _checked(model, forms, calibration, labels, preprocessing):
+    """The calibration images as they must be, and the metadata, of arguments that are right."""
+    check_model(model, "a .tflite")
+    metadata = metadata_of(model, labels, preprocessing)
+    for form in forms:
+        _check_form(form, calibration, metadata)
+    if calibration is not None:
+        calibration = check_calibration(calibration, model, preprocessing)
+    check_packages("LiteRT", INSTALL, "tensorflow", "ai_edge_litert", "ai_edge_quantizer")
+    return calibration, metadata
+
+
+def _check_form(quantize, calibration, metadata):
     if quantize not in FORMS:
         raise ValueError(f"quantize={quantize!r} must be one of {FORMS}.")
     if quantize in CALIBRATED and calibration is None:
@@ -132,8 +192,6 @@ def _check_form(quantize, calibration, metadata, integer_only):
             "quantize='int16x8' takes 16-bit images, which MediaPipe does not: leave labels and "
             "preprocessing out, or choose another form."
         )
-    if integer_only and quantize != "int8":
-        raise ValueError(f"integer_only=True is for quantize='int8', not for {quantize!r}.")
 
 
 def check_calibration(
@@ -160,30 +218,64 @@ def check_calibration(
     return images.astype("float32")
 
 
-def convert(model, quantize, calibration, metadata, integer_only) -> bytes:
-    """The file's content, without metadata. For the tensorflow backend, see `on_tensorflow`."""
-    import tensorflow as tf
+def convert(model, forms, calibration, metadata, integer_only) -> list[bytes | ValueError]:
+    """The content of each file, or why it cannot be. For the tensorflow backend, see
+    `on_tensorflow`.
 
-    images = metadata.calibration(calibration) if metadata and quantize == "int8" else calibration
+    What the forms share is made once: the SavedModel, and the float file that some start from.
+    """
+    images = metadata.calibration(calibration) if metadata and "int8" in forms else calibration
     with tempfile.TemporaryDirectory() as folder:
         _save(lower(model), metadata.normalise if metadata else None, folder)
         gc.collect()  # of the lowered copy
-        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
-        if quantize == "float16":
-            converter.target_spec.supported_types = [tf.float16]
-        if quantize in ("float16", "dynamic"):
-            converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        content = None if integer_only else _run(converter, model.name)
-        if quantize in (None, "float16", "dynamic"):
-            return content
-        if quantize != "int8" or (content and not runs_in_integers(content)):
-            return quantize_file(content, quantize, images)
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.representative_dataset = lambda: ([image[None]] for image in images)
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-        numbers = tf.uint8 if metadata else tf.int8  # the only integers that MediaPipe takes
-        converter.inference_input_type = converter.inference_output_type = numbers
-        return _run(converter, model.name)
+        floats = functools.cache(lambda: _run(_converter(folder), model.name))
+
+        def content(form):
+            if form is None:
+                return floats()
+            if form in ("float16", "dynamic"):
+                return _run(_of_small_weights(folder, form), model.name)
+            if form == "int8" and (integer_only or runs_in_integers(floats())):
+                # The only integers that MediaPipe takes are uint8.
+                ends = "uint8" if metadata else "int8"
+                return _run(_of_integers(folder, images, ends), model.name)
+            return quantize_file(floats(), form, images)
+
+        contents = []
+        for form in forms:
+            try:
+                made = content(form)
+                contents.append(attach(made, metadata) if metadata else made)
+            except ValueError as error:
+                contents.append(error)
+        return contents
+
+
+def _converter(folder):
+    import tensorflow as tf
+
+    return tf.lite.TFLiteConverter.from_saved_model(folder)
+
+
+def _of_small_weights(folder, form):
+    import tensorflow as tf
+
+    converter = _converter(folder)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if form == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    return converter
+
+
+def _of_integers(folder, images, ends):
+    import tensorflow as tf
+
+    converter = _converter(folder)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.representative_dataset = lambda: ([image[None]] for image in images)
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+    converter.inference_input_type = converter.inference_output_type = getattr(tf, ends)
+    return converter
 
 
 def _save(lowered, normalise, folder):

@@ -21,7 +21,7 @@ import numpy as np
 
 from keras_convnets.deploy.inspect import LiteRTFile
 from keras_convnets.deploy.litert import FORMS as QUANTIZED
-from keras_convnets.deploy.litert import export_litert
+from keras_convnets.deploy.litert import export_litert_forms
 from keras_convnets.deploy.runner import LiteRTModel
 from keras_convnets.graph import flatten, graph_nodes
 
@@ -147,28 +147,28 @@ def report(
     names, tapped = _tapped(model)
     expected = keras.tree.flatten(tapped.predict_on_batch(images))
     with tempfile.TemporaryDirectory() as folder:
+        quantized = [None if form == "float32" else form for form in forms]
+        paths, taps = [], []
+        for exported, into in ((model, paths), (tapped, taps)):
+            part = tempfile.mkdtemp(dir=folder)
+            into += export_litert_forms(exported, part, quantized, calibration).values()
 
-        def row(form):
-            quantize = None if form == "float32" else form
-            path, taps = (Path(folder) / f"{form}{what}.tflite" for what in ("", "_taps"))
-            try:
-                export_litert(model, path, quantize, calibration)
-                export_litert(tapped, taps, quantize, calibration)
-            except ValueError as error:
-                return Row(form, refused=str(error))
-            given = LiteRTModel(taps).predict(images)
+        def row(form, path, taps):
+            for refusal in (path, taps):
+                if isinstance(refusal, ValueError):
+                    return Row(form, refused=str(refusal))
             return Row(
                 form,
                 path.stat().st_size,
                 operators=dict(LiteRTFile(path).operators().most_common()),
-                errors=dict(zip(names, map(_error, given, expected))),
+                errors=dict(zip(names, map(_error, LiteRTModel(taps).predict(images), expected))),
                 agreement=_agreement(
                     LiteRTModel(path).predict(images), expected[-len(model.outputs) :]
                 ),
                 **_measured(path, threads),
             )
 
-        return Report(model.name, len(images), [row(form) for form in forms])
+        return Report(model.name, len(images), [*map(row, forms, paths, taps)])
 
 
 def _check(forms, threads):

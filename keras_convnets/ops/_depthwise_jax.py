@@ -16,6 +16,8 @@ def depthwise_conv2d(x, kernel, strides, padding, dilation_rate):
     return convolve(x, kernel, rows, columns, plan(platform, rows, columns))
 
 
+# Compiled by itself: called eagerly, the loops in it would else be compiled at each call.
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
 def convolve(x, kernel, rows, columns, chosen):
     if chosen == Plan():
         return native(x, kernel, rows, columns)

@@ -1,13 +1,12 @@
 """Inception-v3 against timm."""
 
 import importlib
-from typing import ClassVar
 from unittest import mock
 
 import pytest
 
 from keras_convnets import create_model
-from keras_convnets.testing.conformance import LEAST_COSINE, FamilyTests, assert_close, images, run
+from keras_convnets.testing.conformance import FamilyTests, assert_close, images, run
 from keras_convnets.testing.reference import Timm
 from keras_convnets.testing.seeded import seeded_state
 
@@ -45,7 +44,6 @@ class TestInceptionV3(FamilyTests):
     size = 96
     unpadded = 40
     # One channel in the stem and two behind it: nothing averages what 4 bits lose.
-    least_cosine: ClassVar = LEAST_COSINE | {"int4": 0.6}
 
     def test_the_auxiliary_classifier_of_a_checkpoint_is_left(self):
         state = seeded_state(self.reference.facts("aux", 299)[0])

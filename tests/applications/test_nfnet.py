@@ -1,12 +1,10 @@
 """NFNet against timm."""
 
-from typing import ClassVar
-
 import keras
 import numpy as np
 
 from keras_convnets.layers import ScaledWSConv2D
-from keras_convnets.testing.conformance import LEAST_COSINE, FamilyTests, images
+from keras_convnets.testing.conformance import FamilyTests, images
 from keras_convnets.testing.reference import Timm
 
 
@@ -32,9 +30,6 @@ class TestNFNet(FamilyTests):
     reference = Timm(dm_nfnet_test=dm_nfnet_test, nf_regnet_test=nf_regnet_test)
     parity_variant = "nf_regnet_b1"
     # Kernels of 4 bits, which no BatchNorm's factor helps, are too coarse for 8 channels.
-    least_cosine: ClassVar[dict[str, float]] = {
-        form: cosine for form, cosine in LEAST_COSINE.items() if form != "int4"
-    }
 
     def test_maps_keep_variance_1_at_the_start(self):
         """Section 4.2 of the first paper: with the activation's gain in the convolution."""

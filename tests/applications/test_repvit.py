@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from keras_convnets import create_model
-from keras_convnets.testing.conformance import FamilyTests, assert_close, images, run
+from keras_convnets.testing.conformance import FamilyTests, assert_close, run
 from keras_convnets.testing.reference import Timm
 from keras_convnets.testing.seeded import seeded_state
 
@@ -30,16 +30,15 @@ class TestRepViT(FamilyTests):
     no_gradient = r"repvit_test/.*token_mixer/(conv1/bias|conv/norm/beta)"
 
     def test_logits_are_the_mean_of_two_heads(self):
-        model = self.seeded("repvit_test")
-        x = images(2, 64, 64, 3)
-        pooled = run(self.seeded("repvit_test", include_top=False, pooling="avg"), x)
+        model = self.model("repvit_test")
+        pooled = run(self.seeded("repvit_test", include_top=False, pooling="avg"), self.x)
         heads = []
         for name in ("head", "head_dist"):
             gamma, beta, mean, variance = model.get_layer(f"{name}_norm").get_weights()
             kernel, bias = model.get_layer(name).get_weights()
             normal = (pooled - mean) / np.sqrt(variance + 1e-5) * gamma + beta
             heads.append(normal @ kernel + bias)
-        assert_close(run(model, x), (heads[0] + heads[1]) / 2, 1e-5, "logits")
+        assert_close(self.logits("repvit_test"), (heads[0] + heads[1]) / 2, 1e-5, "logits")
 
     def test_both_heads_start_fresh_with_another_number_of_classes(self):
         state = seeded_state(self.reference.facts("repvit_test", 224)[0])
