@@ -83,9 +83,12 @@ def entry_of(model: ConvNet) -> Entry:
     """The entry of a model from `build`."""
     from keras_convnets.applications.base import create_model, without_allocation
     from keras_convnets.graph import count, targets
+    from keras_convnets.graph.rewrite import leaf_graph
     from keras_convnets.registry import find_family
 
-    name, counts = model.variant, count(model)
+    name = model.variant
+    with leaf_graph(model) as graph:  # once for both
+        counts, forms = count(graph), targets(graph)
     with without_allocation():
         shape = (SIDE, 2 * SIDE, 3)
         taps = create_model(name, weights=None, input_shape=shape, features=True).outputs
@@ -98,7 +101,7 @@ def entry_of(model: ConvNet) -> Entry:
         counts.macs,
         model.inputs[0].shape[1],
         pyramid,
-        ", ".join(targets(model)),
+        ", ".join(forms),
     )
 
 

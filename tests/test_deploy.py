@@ -217,7 +217,7 @@ def test_unwritable_path(tmp_path):
 def test_disagreeing_file_is_not_kept(int8_file, tmp_path, monkeypatch):
     """An older file stays when the new one is wrong, here that of another model."""
     other = int8_file.read_bytes()
-    monkeypatch.setattr(litert, "on_tensorflow", lambda *_, **__: other)
+    monkeypatch.setattr(litert, "on_tensorflow", lambda *_, **__: [other])
     path = tmp_path / "model.tflite"
     path.write_bytes(b"older")
     with pytest.raises(ValueError, match="disagree in output 0"):

@@ -65,7 +65,6 @@ VARIANTS = {
     "ghostnetv3_100": dict(alpha=1.0, version=3),
     "ghostnetv3_130": dict(alpha=1.3, version=3),
     "ghostnetv3_160": dict(alpha=1.6, version=3),
-    "ghostnet_test": dict(**SMALL),
     "ghostnetv2_test": dict(**SMALL, version=2),
     "ghostnetv3_test": dict(**SMALL, version=3),
 }

@@ -26,7 +26,6 @@ def small(version):
 class TestGhostNet(FamilyTests):
     family = "ghostnet"
     reference = Timm(
-        ghostnet_test=functools.partial(small, "v1"),
         ghostnetv2_test=functools.partial(small, "v2"),
         ghostnetv3_test=functools.partial(small, "v3"),
     )
