@@ -11,6 +11,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # PyTorch looks for it and does without, and so do these tests.
 sys.modules["triton"] = None
 
+
 @pytest.fixture(autouse=True)
 def _short_collections():
     """The modules that a test has imported are not looked through again by each collection of

@@ -1,5 +1,6 @@
 """Export to LiteRT: faithful files, or none and a reason."""
 
+import logging
 import subprocess
 import sys
 from collections import Counter
@@ -9,8 +10,15 @@ import numpy as np
 import pytest
 
 from keras_convnets import create_model
-from keras_convnets.deploy import LiteRTModel, export, export_litert, litert
+from keras_convnets.deploy import (
+    LiteRTModel,
+    export,
+    export_litert,
+    export_litert_forms,
+    litert,
+)
 from keras_convnets.deploy.inspect import LiteRTFile
+from keras_convnets.quiet import silenced_stderr
 
 SHAPE = (32, 32, 3)
 ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
@@ -145,6 +153,36 @@ def test_all_taps_in_order(tmp_path):
     assert [tap.shape for tap in have] == [tap.shape for tap in want]
     for a, b in zip(have, want):
         assert np.abs(a - b).max() <= 1e-5 * np.abs(b).max()
+
+
+@converts_itself
+def test_forms_together_are_those_apart(tmp_path):
+    model, x = sized(classes=10), images(8)
+    paths = export_litert_forms(model, tmp_path, (None, "int8"), x)
+    assert paths == {None: tmp_path / "float32.tflite", "int8": tmp_path / "int8.tflite"}
+    for form, path in paths.items():
+        alone = export_litert(model, tmp_path / "alone.tflite", form, x)
+        np.testing.assert_array_equal(LiteRTModel(path).predict(x), LiteRTModel(alone).predict(x))
+
+
+@converts_itself
+def test_a_form_that_cannot_be_leaves_the_others(tmp_path, monkeypatch):
+    monkeypatch.setitem(litert.LEAST_COSINE, "dynamic", 1.1)
+    paths = export_litert_forms(sized(), tmp_path, ("dynamic", "float16"))
+    assert "dynamic LiteRT form disagree" in str(paths["dynamic"])
+    assert list(tmp_path.iterdir()) == [paths["float16"]]
+    with pytest.raises(ValueError, match="does not exist"):
+        export_litert_forms(sized(), tmp_path / "absent")
+    with pytest.raises(ValueError, match="needs calibration"):
+        export_litert_forms(sized(), tmp_path)
+
+
+def test_loggers_made_in_silence_speak_afterwards(capsys):
+    with silenced_stderr():
+        handler = logging.StreamHandler()
+        handler.handle(logging.makeLogRecord({"msg": "silent"}))
+    handler.handle(logging.makeLogRecord({"msg": "spoken"}))
+    assert capsys.readouterr().err == "spoken\n"
 
 
 def test_runner_measures_and_refuses(int8_file, tmp_path):

@@ -27,6 +27,7 @@ from keras_convnets.layers import (
     make_divisible,
     stochastic_depth,
 )
+from keras_convnets.layers.initializers import FAN_OUT_NORMAL
 from keras_convnets.registry import Checkpoint, family
 
 # Stems: convolutions of 3x3 instead of one of 7x7; with them shortcuts pool before they project.
@@ -201,10 +202,16 @@ def projections(width: int, strides: int, shortcut: str | None) -> list[keras.la
 
 def strided_conv(width, strides, pooled, groups=1):
     """3x3 convolution, with average pooling after it instead of a stride if `pooled`."""
-    if not pooled or strides == 1:
-        return [ConvNormAct(width, 3, strides, "relu", groups=groups), keras.layers.Identity()]
-    conv = ConvNormAct(width, 3, activation="relu", groups=groups)
-    return [conv, keras.layers.AveragePooling2D(strides)]
+    pool = pooled and strides > 1
+    conv = ConvNormAct(
+        width,
+        3,
+        1 if pool else strides,
+        "relu",
+        groups=groups,
+        kernel_initializer=FAN_OUT_NORMAL,  # its fan counts the outputs of all groups
+    )
+    return [conv, keras.layers.AveragePooling2D(strides) if pool else keras.layers.Identity()]
 
 
 @keras.saving.register_keras_serializable("keras_convnets")

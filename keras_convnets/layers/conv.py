@@ -29,6 +29,7 @@ class ConvNormAct(Block):
             nowhere, and the output is smaller.
         epsilon: of the BatchNorm.
         groups: of the convolution.
+        kernel_initializer: default: `FanOutNormal` with the outputs of one group.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class ConvNormAct(Block):
         padding: str = "symmetric",
         epsilon: float = 1e-5,
         groups: int = 1,
+        kernel_initializer: str | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -54,7 +56,7 @@ class ConvNormAct(Block):
             padding="valid" if padded or padding == "valid" else "same",
             groups=groups,
             use_bias=False,
-            kernel_initializer=FanOutNormal(groups) if groups > 1 else FAN_OUT_NORMAL,
+            kernel_initializer=kernel_initializer or FanOutNormal(groups),
         )
         self.norm = keras.layers.BatchNormalization(
             momentum=0.9, epsilon=epsilon, gamma_initializer="zeros" if zero_init else "ones"

@@ -59,6 +59,13 @@ class Timm:
             taps = module.forward_intermediates(x, intermediates_only=True)
             return module(x).numpy(), [tap.permute(0, 2, 3, 1).numpy() for tap in taps]
 
+    def initial(self, variant: str) -> dict[str, np.ndarray]:
+        """The parameters of a new model, always the same."""
+        import torch
+
+        torch.manual_seed(0)
+        return {k: p.detach().numpy() for k, p in self.build(variant).named_parameters()}
+
     def has_branches(self, variant: str) -> bool:
         """Whether the reference knows how to merge branches of the variant into convolutions."""
         import torch

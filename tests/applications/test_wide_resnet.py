@@ -45,6 +45,9 @@ def wide_resnet(depth, factor, dropout=0.0):
                 setattr(self, f"block{stage}", block)
             self.bn1 = nn.BatchNorm2d(channels)
             self.fc = nn.Linear(channels, 1000)
+            for module in self.modules():
+                if isinstance(module, nn.Conv2d):
+                    nn.init.kaiming_normal_(module.weight)
 
         def forward_intermediates(self, x, intermediates_only):
             taps = [self.block1.layer(self.conv1(x))]

@@ -217,6 +217,18 @@ def test_second_shape_through_one_function():
         check(run, arrays, arguments)
 
 
+@pytest.mark.skipif(BACKEND != "jax", reason="the others do not compile eager calls")
+def test_eager_calls_compile_once(caplog):
+    import jax
+
+    with jax.log_compiles():
+        for shape, compiles in (((1, 8, 8, 3), True), ((1, 8, 8, 3), False)):
+            x, k = keras.ops.ones(shape), keras.ops.ones((3, 3, 3, 1))
+            caplog.clear()
+            depthwise_conv2d(x, k)
+            assert ("Compiling" in caplog.text) == compiles
+
+
 def test_gradient_of_gradient():
     (x, k, g), _ = SHAPES["3x3"]
 
