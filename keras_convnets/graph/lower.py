@@ -43,22 +43,23 @@ def lower(model: keras.Model) -> keras.Model:
     Raises:
         ValueError: as `graph.flatten`.
     """
-    for step in (reparameterize, _open_scales, fold_batchnorm, _lower_products):
+    for step in (reparameterize, open_scales, fold_batchnorm, lower_products):
         model = step(model)
         gc.collect()  # models are cycles, and each copy has weights of its own
     return model
 
 
-def _open_scales(model):
+def open_scales(model: keras.Model) -> keras.Model:
     """Scales and shifts per channel as BatchNormalizations, which `fold_batchnorm` folds."""
-    return rewrite(model, _once(_open_scale))
+    return rewrite(model, once(_open_scale))
 
 
-def _lower_products(model):
-    return rewrite(model, _once(_lower_product))
+def lower_products(model: keras.Model) -> keras.Model:
+    """Products that LiteRT has no fast form of, by others."""
+    return rewrite(model, once(_lower_product))
 
 
-def _once(lower_operation):
+def once(lower_operation: Callable) -> Callable:
     """`replace` for `rewrite`: a layer that is called at several nodes is lowered once."""
     lowered = {}
 
