@@ -135,12 +135,13 @@ class _Plan:
         self.float = self._kept(keep_float)
         self._check_operators()
         self.products = {}
-        self.quantizers = {}  # id of a tensor: its FakeQuant, and whether that follows it
-        self.names = {}  # of the operations that tensors with ranges of their own come from
+        self.quantizers = {}  # id of a tensor: the FakeQuant that it has the range of
+        self.learns = {}  # id of a tensor that is rounded: whether its FakeQuant learns from it
         for x in graph.inputs:
             self._add(x, "image")
         for node in self.nodes:
             self._plan(node)
+        self._share()
 
     def _kept(self, patterns):
         kept = set()
@@ -180,26 +181,40 @@ class _Plan:
                 self._add(y, node.operation.name)
             return
         if kind in MOVES | AVERAGES:
-            quantizer, _ = self.quantizers.get(id(node.input_tensors[0]), (None, False))
-            if quantizer is not None:
-                for y in node.outputs:
-                    self.quantizers[id(y)] = quantizer, kind in AVERAGES
-            return
-        if self._is_fused(node):
-            return
-        self._add(y, node.operation.name, FIXED.get(kind))
+            quantizer = self.quantizers.get(id(node.input_tensors[0]))
+            for y in node.outputs if quantizer else ():
+                self.quantizers[id(y)] = quantizer
+                if kind in AVERAGES:
+                    self.learns[id(y)] = False
+        elif not self._is_fused(node):
+            self._add(y, node.operation.name, FIXED.get(kind))
 
     def _add(self, tensor, name, fixed=None):
-        symmetric = self.activation_bits == 16
         quantizer = FakeQuant(
-            self.activation_bits, symmetric, fixed is not None, name=f"{name}_range"
+            self.activation_bits,
+            self.activation_bits == 16,
+            fixed is not None,
+            name=f"{name}_range",
         )
         quantizer.build(tensor.shape)
         if fixed is not None:
             quantizer.set_range(*fixed)
-        else:
-            self.names[id(tensor)] = name
-        self.quantizers[id(tensor)] = quantizer, None
+        self.quantizers[id(tensor)] = quantizer
+        self.learns[id(tensor)] = True
+
+    def _share(self):
+        """LiteRT demands one range for the inputs and the output of a concatenation; what it then
+        learns from is the output, which holds all."""
+        for node in self.nodes:
+            if kind_of(node.operation) != "Concatenate" or node.operation in self.float:
+                continue
+            common = self.quantizers[id(node.outputs[0])]
+            shared = {self.quantizers.get(id(x)) for x in node.input_tensors} - {None}
+            for key, quantizer in self.quantizers.items():
+                if quantizer in shared:
+                    self.quantizers[key] = common
+                    if key in self.learns:
+                        self.learns[key] = False
 
     def _is_fused(self, node):
         """Whether LiteRT goes on with the output before it rounds."""
@@ -219,27 +234,29 @@ class _Plan:
 
     def measure(self, images: np.ndarray) -> None:
         """Sets the ranges to those of the float model's activations."""
-        own = {
+        learned = {
             id(y): y
             for y in (*self.graph.inputs, *(y for node in self.nodes for y in node.outputs))
-            if id(y) in self.names
+            if self.learns.get(id(y)) and not self.quantizers[id(y)].fixed
         }
-        extremes = [ops.stack([ops.min(y), ops.max(y)]) for y in own.values()]
+        extremes = [ops.stack([ops.min(y), ops.max(y)]) for y in learned.values()]
         measuring = keras.Model(self.graph.input, extremes)
         # JAX compiles each operator too: all at once are quicker.
         compiled = keras.backend.backend() == "jax"
         run = measuring.predict_on_batch if compiled else measuring
         parts = [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
         rows = [[ops.convert_to_numpy(pair) for pair in run(part)] for part in parts]
-        for key, pairs in zip(own, zip(*rows)):
+        for key, pairs in zip(learned, zip(*rows)):
+            quantizer = self.quantizers[key]
             low, high = min(p[0] for p in pairs), max(p[1] for p in pairs)
             if not np.isfinite([low, high]).all() or low == high == 0:
                 problem = "zero" if low == high == 0 else "NaN or infinite"
                 raise ValueError(
-                    f"the output of {self.names[key]!r} is {problem} on all calibration images: "
-                    "give others, train the model first, or leave the layer in float by keep_float."
+                    f"the output of {quantizer.name.removesuffix('_range')!r} is {problem} on all "
+                    "calibration images: give others, train the model first, or leave the layer "
+                    "in float by keep_float."
                 )
-            self.quantizers[key][0].set_range(low, high)
+            quantizer.set_range(low, high)
 
     def replace(self, operation: keras.Operation, node) -> Callable | None:
         """What `rebuild` asks."""
@@ -257,10 +274,11 @@ class _Plan:
 
     def follow(self, tensor, new):
         """What `rebuild` asks about the tensors."""
-        quantizer, rounds = self.quantizers.get(id(tensor), (None, False))
-        if quantizer is None or rounds is False:
+        learns = self.learns.get(id(tensor))
+        if learns is None:
             return new
-        return quantizer(new, observe=False) if rounds else quantizer(new)
+        quantizer = self.quantizers[id(tensor)]
+        return quantizer(new) if learns else quantizer(new, observe=False)
 
 
 def _has_integers(operation):

@@ -8,16 +8,14 @@ from pathlib import Path
 
 import keras
 import numpy as np
-from keras import layers, ops
+from keras import ops
 
 from keras_convnets.deploy.child import on_tensorflow
 from keras_convnets.deploy.export import check_model, check_packages, write_checked
-from keras_convnets.deploy.inspect import LiteRTFile
 from keras_convnets.deploy.litert import converter_of, run_converter, save_static
 from keras_convnets.deploy.runner import INSTALL, LiteRTModel
 from keras_convnets.graph.rewrite import graph_nodes, leaf_graph, rebuild
 from keras_convnets.layers.rep import norm_affine, per_output, values
-from keras_convnets.quantization.aware import is_quantized
 from keras_convnets.quantization.fake import (
     FakeQuant,
     FoldedNorm,
@@ -26,7 +24,7 @@ from keras_convnets.quantization.fake import (
     QuantDepthwiseConv2D,
     kernel_scales,
 )
-from keras_convnets.quantization.operators import AVERAGES, MOVES, kind_of
+from keras_convnets.quantization.operators import MOVES, kind_of
 
 PRODUCTS = (QuantConv2D, QuantDense, QuantDepthwiseConv2D)
 CHECKED_IMAGES = 8
@@ -195,8 +193,8 @@ def _folded(layer, norm, node, step):
     integers = np.round(shift / steps)
     if not (np.abs(integers) < 2**31).all():
         raise ValueError(
-            f"layer {layer.name!r} has a bias that no int32 holds beside the weights, which are next "
-            "to zero: train it on, or leave it in float by keep_float."
+            f"layer {layer.name!r} has a bias that no int32 holds beside weights next to zero: "
+            "train it on, or leave it in float by keep_float."
         )
     shift = integers * steps
     shape = node.input_tensors[0].shape

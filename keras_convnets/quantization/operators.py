@@ -210,7 +210,7 @@ def _affine(norm, shape):
     product = DepthwiseConv2D(1, name=norm.name)
     product.build(shape)
     product.set_weights([scale[None, None, :, None], shift])
-    return product
+    return lambda x, mask=None: product(x)
 
 
 def _blur(blur, shape):
