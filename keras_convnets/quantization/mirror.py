@@ -14,13 +14,12 @@ from keras import ops
 
 from keras_convnets.graph.rewrite import graph_nodes, leaf_graph, rebuild
 from keras_convnets.ops import depthwise_conv2d
-from keras_convnets.quantization.export import for_inference
 from keras_convnets.quantization.fake import (
     FakeQuant,
-    QuantConv2D,
     QuantDepthwiseConv2D,
     kernel_scales,
 )
+from keras_convnets.quantization.inference import for_inference
 from keras_convnets.quantization.operators import FUSED, MOVES, kind_of
 
 
@@ -63,6 +62,7 @@ class _Mirror:
             "Multiply": _multiply,
             "GlobalAveragePooling2D": _mean,
             "AveragePooling2D": _pool,
+            "hard_silu": _hard_silu,
         }.get(kind_of(operation))
         inputs = [self.ranges.get(id(x)) for x in node.input_tensors]
         output = self._rounding(node.outputs[0])
@@ -81,7 +81,7 @@ class _Mirror:
 
 
 def _product(layer, node, inputs, output):
-    step, out = inputs[0].scale(), output.scale()
+    step, out = _step(inputs[0]), _step(output)
     depthwise = isinstance(layer, QuantDepthwiseConv2D)
     kernel = ops.convert_to_numpy(layer.kernel)
     steps = kernel_scales(kernel, layer.bits, depthwise)
@@ -98,9 +98,7 @@ def _product(layer, node, inputs, output):
         if depthwise:
             y = depthwise_conv2d(x, kernel, layer.strides, layer.padding, layer.dilation_rate)
         else:
-            y = ops.conv(
-                x, kernel, layer.strides, layer.padding, dilation_rate=layer.dilation_rate
-            )
+            y = ops.conv(x, kernel, layer.strides, layer.padding, dilation_rate=layer.dilation_rate)
         return rescaled(y + bias.astype("float32")) * out
 
     return multiply
@@ -109,7 +107,7 @@ def _product(layer, node, inputs, output):
 def _multiply(operation, node, inputs, output):
     if len(inputs) != 2:
         return None
-    (a, b), out = (quantizer.scale() for quantizer in inputs), output.scale()
+    (a, b), out = map(_step, inputs), _step(output)
     rescaled = _rescale(np.array(a * b / out), away=True)
     return lambda *xs: rescaled(_product_of(xs, a, b)) * out
 
@@ -122,7 +120,7 @@ def _product_of(xs, a, b):
 def _mean(operation, node, inputs, output):
     """LiteRT adds numbers that have the zero point in them, and takes it away, rounded."""
     shape = node.input_tensors[0].shape
-    step, out, zero = inputs[0].scale(), output.scale(), _zero_point(inputs[0])
+    step, out, zero = _step(inputs[0]), _step(output), _zero_point(inputs[0])
     if not operation.keepdims:
         return None
     rescaled = _rescale(np.array(step / out / (shape[1] * shape[2])))
@@ -136,9 +134,14 @@ def _mean(operation, node, inputs, output):
 
 
 def _pool(operation, node, inputs, output):
-    step, zero = inputs[0].scale(), _zero_point(inputs[0])
+    step, zero = _step(inputs[0]), _zero_point(inputs[0])
     copy = type(operation).from_config(operation.get_config())
     return lambda x: (_half_away(copy(ops.round(x / step)) + zero) - zero) * step
+
+
+def _step(quantizer):
+    """As the file has it, in 32 bits."""
+    return float(np.float32(quantizer.scale()))
 
 
 def _zero_point(quantizer):
@@ -163,3 +166,50 @@ def _rescale(factors: np.ndarray, away: np.ndarray | bool = False):
 
 def _half_away(x):
     return ops.sign(x) * ops.floor(ops.abs(x) + 0.5)
+
+
+def _hard_silu(operation, node, inputs, output):
+    step, out = _step(inputs[0]), _step(output)
+    values = np.arange(-255, 256)  # whatever the zero point
+    table = (hard_swish(values, step, out) * out).astype("float32")
+    return lambda x: ops.take(table, ops.cast(ops.round(x / step), "int32") + 255, axis=0)
+
+
+def hard_swish(values: np.ndarray, step: float, out: float) -> np.ndarray:
+    """LiteRT's HARD_SWISH, which has 16 bits.
+
+    Args:
+        values: integers without the zero point, -255 to 255.
+        step, out: the steps of input and output.
+    """
+    values = values.astype("int64") * 128
+    factor, exponent = _sixteen_bits(step / 128 / out)
+    gate_factor, gate_exponent = _sixteen_bits(step / 128 / (3 / 2**15))
+    product, gate = _high(values, factor), values
+    if gate_exponent > 0:
+        gate = _high(_saturated(gate << (gate_exponent - 1)), gate_factor)
+        gate = _saturated(gate << 1)
+    else:
+        gate = _divided(_high(gate, gate_factor), -gate_exponent)
+    gate = (gate + 2**15) >> 1
+    product = np.trunc(gate * product / 2**15).astype("int64")
+    return _divided(product, -exponent)
+
+
+def _sixteen_bits(factor):
+    mantissa, exponent = np.frexp(factor)
+    return (int(np.round(mantissa * 2**31)) + 2**15) >> 16, int(exponent)
+
+
+def _high(values, factor):
+    return _saturated(np.trunc((values * factor + np.copysign(2**14, values)) / 2**15))
+
+
+def _saturated(values):
+    return np.clip(values, -(2**15), 2**15 - 1).astype("int64")
+
+
+def _divided(values, bits):
+    """By a power of two, to the nearest integer."""
+    quotients = values / 2**bits
+    return (np.sign(quotients) * np.floor(np.abs(quotients) + 0.5)).astype("int64")
