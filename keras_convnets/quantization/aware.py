@@ -16,6 +16,7 @@ from keras_convnets.layers.depthwise import DepthwiseConv2D
 from keras_convnets.quantization.fake import (
     FakeQuant,
     FoldedNorm,
+    LeaveFloat,
     QuantConv2D,
     QuantDense,
     QuantDepthwiseConv2D,
@@ -31,8 +32,8 @@ from keras_convnets.quantization.operators import (
     kind_of,
 )
 
-# Bits of weights and activations.
-SCHEMES = {"int8": (8, 8), "int4": (4, 8), "int16x8": (8, 16)}
+# Bits of the weights.
+SCHEMES = {"int8": 8, "int4": 4}
 QUANTIZED = {
     layers.Conv2D: QuantConv2D,
     layers.Dense: QuantDense,
@@ -60,8 +61,7 @@ def quantize_aware(
     Args:
         model: a built model with one image input of known size, computing in float32; it stays as
             it is.
-        scheme: `"int8"`; or `"int4"`, weights in 4 bits and activations in 8; or `"int16x8"`,
-            weights in 8 bits and activations in 16.
+        scheme: `"int8"`; or `"int4"`, weights in 4 bits and activations in 8.
         calibration: float images `(count, height, width, channels)`, normalised as the model
             expects; 100 or so from the training data.
         keep_float: layers to leave in float, by their path in the flat graph (regular expressions,
@@ -84,7 +84,7 @@ def quantize_aware(
         )
     images = check_calibration(calibration, model)
     with leaf_graph(integer_operators(model)) as graph:
-        plan = _Plan(graph, *SCHEMES[scheme], keep_float)
+        plan = _Plan(graph, SCHEMES[scheme], keep_float)
         plan.measure(images)
         return rebuild(graph, plan.replace, plan.follow)
 
@@ -122,10 +122,9 @@ class FreezeBatchNorm(keras.callbacks.Callback):
 class _Plan:
     """Which tensors are rounded to which range, and what the products become."""
 
-    def __init__(self, graph, weight_bits, activation_bits, keep_float):
+    def __init__(self, graph, weight_bits, keep_float):
         self.graph = graph
         self.weight_bits = weight_bits
-        self.activation_bits = activation_bits
         self.nodes = graph_nodes(graph)
         self.consumers = {}
         for node in self.nodes:
@@ -136,6 +135,7 @@ class _Plan:
         self._check_operators()
         self.products = {}
         self.quantizers = {}  # id of a tensor: the FakeQuant that it has the range of
+        self.left = {}  # id of a tensor that stays in float: the name of its operation
         self.learns = {}  # id of a tensor that is rounded: whether its FakeQuant learns from it
         for x in graph.inputs:
             self._add(x, "image")
@@ -177,6 +177,7 @@ class _Plan:
     def _plan(self, node):
         (y, *_), kind = node.outputs, kind_of(node.operation)
         if node.operation in self.float:
+            self.left[id(y)] = node.operation.name
             if any(c.operation not in self.float for c in self.consumers.get(id(y), ())):
                 self._add(y, node.operation.name)
             return
@@ -190,12 +191,7 @@ class _Plan:
             self._add(y, node.operation.name, FIXED.get(kind))
 
     def _add(self, tensor, name, fixed=None):
-        quantizer = FakeQuant(
-            self.activation_bits,
-            self.activation_bits == 16,
-            fixed is not None,
-            name=f"{name}_range",
-        )
+        quantizer = FakeQuant(fixed is not None, name=f"{name}_range")
         quantizer.build(tensor.shape)
         if fixed is not None:
             quantizer.set_range(*fixed)
@@ -260,6 +256,10 @@ class _Plan:
 
     def replace(self, operation: keras.Operation, node) -> Callable | None:
         """What `rebuild` asks."""
+        if operation in self.float and kind_of(operation) in FIXED:
+            copy = type(operation).from_config(operation.get_config())
+            before = LeaveFloat(name=f"{operation.name}_input")
+            return lambda x: copy(before(x))
         kind = QUANTIZED.get(type(operation))
         if kind is None or operation in self.float:
             return None
@@ -274,6 +274,8 @@ class _Plan:
 
     def follow(self, tensor, new):
         """What `rebuild` asks about the tensors."""
+        if id(tensor) in self.left:
+            new = LeaveFloat(name=f"{self.left[id(tensor)]}_float")(new)
         learns = self.learns.get(id(tensor))
         if learns is None:
             return new

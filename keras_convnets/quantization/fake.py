@@ -22,14 +22,12 @@ LEAST_SHARE, LEAST_RANGE = 1e-4, 1e-8
 
 @keras.saving.register_keras_serializable("keras_convnets")
 class FakeQuant(layers.Layer):
-    """x rounded to the 2^bits - 1 steps of one range, which zero is in: int8 activations.
+    """x rounded to one of 256 values, zero among them, at equal distances: int8 activations.
 
     In training the range follows the smallest and largest value of each batch by a moving average;
     at inference, and if it is `fixed`, it stays. Input and output: any shape.
 
     Args:
-        bits: 8 or 16.
-        symmetric: whether zero is the middle of the range, as LiteRT's 16-bit numbers need it.
         fixed: whether training leaves the range as it is.
         momentum: of the moving average.
 
@@ -37,17 +35,8 @@ class FakeQuant(layers.Layer):
     operators whose output has the range of their input.
     """
 
-    def __init__(
-        self,
-        bits: int = 8,
-        symmetric: bool = False,
-        fixed: bool = False,
-        momentum: float = MOMENTUM,
-        **kwargs,
-    ):
+    def __init__(self, fixed: bool = False, momentum: float = MOMENTUM, **kwargs):
         super().__init__(**kwargs)
-        self.bits = bits
-        self.symmetric = symmetric
         self.fixed = fixed
         self.momentum = momentum
 
@@ -68,26 +57,17 @@ class FakeQuant(layers.Layer):
 
     def limits(self) -> tuple[float, float]:
         """Smallest and largest number that is not clipped, before zero is moved onto a step."""
-        return self._limits(float(self.minimum), float(self.maximum), max)
-
-    def _limits(self, minimum, maximum, larger):
-        if not self.symmetric:
-            return minimum, maximum
-        reach, half = larger(-minimum, maximum), 2 ** (self.bits - 1)
-        return -reach * half / (half - 1), reach
+        return float(self.minimum), float(self.maximum)
 
     def scale(self) -> float:
         """The step between neighbouring values."""
         minimum, maximum = self.limits()
-        return (maximum - minimum) / (2**self.bits - 1)
+        return (maximum - minimum) / 255
 
     def call(self, x, training=False, observe=True):
         if training and observe and not self.fixed:
             self._follow(ops.stop_gradient(x))
-        minimum, maximum = self._limits(
-            ops.convert_to_tensor(self.minimum), ops.convert_to_tensor(self.maximum), ops.maximum
-        )
-        return fake_quant_with_min_max_vars(x, minimum, maximum, self.bits)
+        return fake_quant_with_min_max_vars(x, self.minimum, self.maximum)
 
     def _follow(self, x):
         x = ops.cast(x, "float32")
@@ -192,3 +172,18 @@ class FoldedNorm(layers.BatchNormalization):
 
     def get_config(self):
         return {**super().get_config(), "frozen": self.frozen}
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
+class LeaveFloat(layers.Layer):
+    """The identity, after an operator that is to stay in float."""
+
+    def call(self, x):
+        if keras.backend.backend() != "tensorflow":
+            return x
+        # The converter makes integers of whatever stands between rounded tensors; it knows none for
+        # this, and does not see that it does nothing.
+        return ops.cast(ops.cast(x, "float64"), x.dtype)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape

@@ -30,7 +30,7 @@ def as_integers(model: keras.Model) -> keras.Model:
     are the exact ones but for a step here and there; XNNPACK's kernels differ by more.
 
     Args:
-        model: what `quantize_aware` gave, in 8 bits, trained or not; it stays as it is.
+        model: what `quantize_aware` gave, trained or not; it stays as it is.
 
     Raises:
         ValueError: for a bias that int32 does not hold.

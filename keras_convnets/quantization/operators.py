@@ -11,7 +11,7 @@ import numpy as np
 from keras import layers, ops
 
 from keras_convnets.graph.fold import fold_batchnorm
-from keras_convnets.graph.lower import MOST_TAPS, lower_products, once, open_scales
+from keras_convnets.graph.lower import MOST_TAPS, lower_products, once, open_layer_scale
 from keras_convnets.graph.reparameterize import reparameterize
 from keras_convnets.graph.rewrite import graph_nodes, leaf_graph, rebuild, rewrite
 from keras_convnets.layers.depthwise import BlurPool2D, DepthwiseConv2D
@@ -112,7 +112,7 @@ def integer_operators(model: keras.Model) -> keras.Model:
     for step in (
         reparameterize,
         _keep_norms,
-        open_scales,
+        _open_scales,
         fold_batchnorm,
         lower_products,
         _open_activations,
@@ -160,6 +160,10 @@ def _keeps_norm(layer):
     if getattr(layer, "activation", None) not in (None, keras.activations.linear):
         return False
     return type(layer) not in DEPTHWISE or math.prod(layer.kernel_size) <= MOST_TAPS
+
+
+def _open_scales(model):
+    return rewrite(model, once(open_layer_scale))
 
 
 def _open_activations(model):
