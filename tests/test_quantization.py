@@ -16,7 +16,7 @@ from keras_convnets.quantization.fake import (
     fake_quant_kernel,
     kernel_scales,
 )
-from keras_convnets.quantization.inference import for_inference
+from keras_convnets.quantization.inference import for_inference, run
 from keras_convnets.quantization.mirror import hard_swish
 from keras_convnets.testing.conformance import fill_seeded, photographs, settle_statistics
 
@@ -79,6 +79,9 @@ def tensor(x):
 
 
 def outputs(model, x):
+    if isinstance(model, keras.Model):
+        (y,) = run(model, x)
+        return y
     return keras.ops.convert_to_numpy(model(tensor(x), training=False))
 
 
@@ -157,7 +160,7 @@ def test_a_range_follows_the_batches_in_training_only():
 
 
 def test_trains_saves_and_loads(tmp_path):
-    model, x = float_model("mobilenetv3_test")
+    model, x = float_model("resnet_test")
     before = model.get_weights()
     quantized = quantization.quantize_aware(model, calibration=x)
     for ours, theirs in zip(before, model.get_weights(), strict=True):
@@ -180,18 +183,18 @@ def test_trains_saves_and_loads(tmp_path):
     path = quantization.export_litert(loaded, tmp_path / "model.tflite")
     exact = outputs(quantization.as_integers(loaded), x)
     file = LiteRTModel(path, xnnpack=False)
-    assert np.abs(file.predict(x)[0] - exact).max() <= 2.01 * file.output_scales[0]
+    assert np.abs(file.predict(x)[0] - exact).max() <= 1.01 * file.output_scales[0]
 
 
 def test_frozen_statistics_stay_in_the_middle_of_training():
     model, x = of_many_operators(), photographs(16, SIZE)
     quantized = quantization.quantize_aware(model, calibration=x)
-    fit(quantized, x)
     seen = []
     record = keras.callbacks.LambdaCallback(
         on_epoch_end=lambda epoch, logs: seen.append(statistics(quantized))
     )
     fit(quantized, x, 3, [quantization.FreezeBatchNorm(1), record])
+    assert (seen[0][0] != keras.ops.convert_to_numpy(model.get_layer("norm").moving_mean)).any()
     assert (seen[0][0] == seen[1][0]).all() and (seen[1][0] == seen[2][0]).all()
     assert quantized.get_layer("norm").frozen
     norm = quantized.get_layer("norm")
@@ -218,7 +221,6 @@ def test_folding_changes_nothing_but_the_rounding_of_biases():
         ("mobilenetv3_test", 2),
         ("repvgg_test", 1),
         ("densenet_test", 1),
-        ("efficientnet_test", 2),
     ],
 )
 def test_the_file_computes_what_the_model_does(name, most, tmp_path):

@@ -21,6 +21,7 @@ from keras_convnets.quantization.fake import (
     QuantDense,
     QuantDepthwiseConv2D,
 )
+from keras_convnets.quantization.inference import run
 from keras_convnets.quantization.operators import (
     AVERAGES,
     FIXED,
@@ -237,11 +238,7 @@ class _Plan:
         }
         extremes = [ops.stack([ops.min(y), ops.max(y)]) for y in learned.values()]
         measuring = keras.Model(self.graph.input, extremes)
-        # JAX compiles each operator too: all at once are quicker.
-        compiled = keras.backend.backend() == "jax"
-        run = measuring.predict_on_batch if compiled else measuring
-        parts = [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
-        rows = [[ops.convert_to_numpy(pair) for pair in run(part)] for part in parts]
+        rows = [run(measuring, images[i : i + BATCH]) for i in range(0, len(images), BATCH)]
         for key, pairs in zip(learned, zip(*rows)):
             quantizer = self.quantizers[key]
             low, high = min(p[0] for p in pairs), max(p[1] for p in pairs)

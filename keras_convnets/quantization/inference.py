@@ -21,6 +21,15 @@ from keras_convnets.quantization.operators import MOVES, kind_of
 PRODUCTS = (QuantConv2D, QuantDense, QuantDepthwiseConv2D)
 
 
+def run(model: keras.Model, images: np.ndarray) -> list[np.ndarray]:
+    """The model's outputs. JAX compiles each operator too, so that all at once are quicker."""
+    if keras.backend.backend() == "jax":
+        outputs = model.predict_on_batch(images)
+    else:
+        outputs = model(images, training=False)
+    return [keras.ops.convert_to_numpy(y) for y in keras.tree.flatten(outputs)]
+
+
 def for_inference(model: keras.Model) -> keras.Model:
     """A flat copy of a quantized model with each BatchNormalization folded, each tensor rounded
     where LiteRT holds it, and dense layers as 1x1 convolutions, whose kernels LiteRT knows per
