@@ -18,8 +18,8 @@ from keras_convnets.deploy import LiteRTModel
 from keras_convnets.quickstart import SIZE, digit_images, fit
 
 MODEL = "mobilenetv3_test"
-EPOCHS = 12
-MORE_EPOCHS = 4
+EPOCHS = 10
+MORE_EPOCHS = 3
 BATCH = 32
 LEARNING_RATE = 2e-3
 SCHEMES = ("int8", "int4")
@@ -38,7 +38,7 @@ def run_file(network, images) -> np.ndarray:
 
 
 def train_further(network, train) -> None:
-    """Statistics of BatchNorm are left as they are in the second half."""
+    """Statistics of BatchNorm are left as they are in the last epoch."""
     images, labels = train
     steps = MORE_EPOCHS * -(-len(images) // BATCH)
     network.compile(
@@ -52,7 +52,7 @@ def train_further(network, train) -> None:
         BATCH,
         MORE_EPOCHS,
         verbose=2,
-        callbacks=[quantization.FreezeBatchNorm(MORE_EPOCHS // 2)],
+        callbacks=[quantization.FreezeBatchNorm(MORE_EPOCHS - 1)],
     )
 
 

@@ -183,7 +183,9 @@ def test_trains_saves_and_loads(tmp_path):
     path = quantization.export_litert(loaded, tmp_path / "model.tflite")
     exact = outputs(quantization.as_integers(loaded), x)
     file = LiteRTModel(path, xnnpack=False)
-    assert np.abs(file.predict(x)[0] - exact).max() <= 1.01 * file.output_scales[0]
+    steps = np.abs(file.predict(x)[0] - exact) / file.output_scales[0]
+    # Sums of maps are of 32 bits there and of 24 here: a value in 100,000 is rounded otherwise.
+    assert steps.max() < 2.01 and np.mean(steps < 0.01) > 0.9
 
 
 def test_frozen_statistics_stay_in_the_middle_of_training():
