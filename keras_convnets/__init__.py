@@ -14,7 +14,17 @@ _NAMES = {
     "list_weights": "registry",
     "model_info": "applications.base",
 } | dict.fromkeys(
-    ("applications", "deploy", "graph", "layers", "ops", "preprocessing", "testing", "weights")
+    (
+        "applications",
+        "deploy",
+        "graph",
+        "layers",
+        "ops",
+        "preprocessing",
+        "quantization",
+        "testing",
+        "weights",
+    )
 )
 __all__ = list(_NAMES)
 

@@ -226,19 +226,19 @@ def convert(model, forms, calibration, metadata, integer_only) -> list[bytes | V
     """
     images = metadata.calibration(calibration) if metadata and "int8" in forms else calibration
     with tempfile.TemporaryDirectory() as folder:
-        _save(lower(model), metadata.normalise if metadata else None, folder)
+        save_static(lower(model), metadata.normalise if metadata else None, folder)
         gc.collect()  # of the lowered copy
-        floats = functools.cache(lambda: _run(_converter(folder), model.name))
+        floats = functools.cache(lambda: run_converter(converter_of(folder), model.name))
 
         def content(form):
             if form is None:
                 return floats()
             if form in ("float16", "dynamic"):
-                return _run(_of_small_weights(folder, form), model.name)
+                return run_converter(_of_small_weights(folder, form), model.name)
             if form == "int8" and (integer_only or runs_in_integers(floats())):
                 # The only integers that MediaPipe takes are uint8.
                 ends = "uint8" if metadata else "int8"
-                return _run(_of_integers(folder, images, ends), model.name)
+                return run_converter(_of_integers(folder, images, ends), model.name)
             return quantize_file(floats(), form, images)
 
         contents = []
@@ -251,7 +251,7 @@ def convert(model, forms, calibration, metadata, integer_only) -> list[bytes | V
         return contents
 
 
-def _converter(folder):
+def converter_of(folder):
     import tensorflow as tf
 
     return tf.lite.TFLiteConverter.from_saved_model(folder)
@@ -260,7 +260,7 @@ def _converter(folder):
 def _of_small_weights(folder, form):
     import tensorflow as tf
 
-    converter = _converter(folder)
+    converter = converter_of(folder)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if form == "float16":
         converter.target_spec.supported_types = [tf.float16]
@@ -270,7 +270,7 @@ def _of_small_weights(folder, form):
 def _of_integers(folder, images, ends):
     import tensorflow as tf
 
-    converter = _converter(folder)
+    converter = converter_of(folder)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.representative_dataset = lambda: ([image[None]] for image in images)
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
@@ -278,7 +278,7 @@ def _of_integers(folder, images, ends):
     return converter
 
 
-def _save(lowered, normalise, folder):
+def save_static(lowered, normalise, folder):
     """A SavedModel of static shape: the route that keeps the graph clean, and that takes a third of
     the memory of a frozen function."""
     import tensorflow as tf
@@ -295,7 +295,7 @@ def _save(lowered, normalise, folder):
         tf.saved_model.save(module, folder, module.serve.get_concrete_function())
 
 
-def _run(converter, name):
+def run_converter(converter, name):
     from tensorflow.lite.python.convert_phase import ConverterError
 
     try:

@@ -43,7 +43,7 @@ def lower(model: keras.Model) -> keras.Model:
     Raises:
         ValueError: as `graph.flatten`.
     """
-    for step in (reparameterize, _open_scales, fold_batchnorm, _lower_products):
+    for step in (reparameterize, _open_scales, fold_batchnorm, lower_products):
         model = step(model)
         gc.collect()  # models are cycles, and each copy has weights of its own
     return model
@@ -51,14 +51,15 @@ def lower(model: keras.Model) -> keras.Model:
 
 def _open_scales(model):
     """Scales and shifts per channel as BatchNormalizations, which `fold_batchnorm` folds."""
-    return rewrite(model, _once(_open_scale))
+    return rewrite(model, once(_open_scale))
 
 
-def _lower_products(model):
-    return rewrite(model, _once(_lower_product))
+def lower_products(model: keras.Model) -> keras.Model:
+    """Products that LiteRT has no fast form of, by others."""
+    return rewrite(model, once(_lower_product))
 
 
-def _once(lower_operation):
+def once(lower_operation: Callable) -> Callable:
     """`replace` for `rewrite`: a layer that is called at several nodes is lowered once."""
     lowered = {}
 
@@ -70,9 +71,16 @@ def _once(lower_operation):
     return replace
 
 
-def _open_scale(operation, node) -> Callable | None:
+def open_layer_scale(operation: keras.Operation, node) -> Callable | None:
+    """A LayerScale as a BatchNormalization, `None` for what is none."""
     if type(operation) is LayerScale:
         return _affine(operation.name, node, scale=operation.gamma)
+    return None
+
+
+def _open_scale(operation, node) -> Callable | None:
+    if type(operation) is LayerScale:
+        return open_layer_scale(operation, node)
     if type(operation) is not layers.LayerNormalization or operation.rms_scaling:
         return None
     rank = len(node.outputs[0].shape)

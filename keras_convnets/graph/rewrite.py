@@ -54,9 +54,15 @@ def rewrite(
 
 
 def rebuild(
-    graph: keras.Model, replace: Callable[[keras.Operation, object], Callable | None]
+    graph: keras.Model,
+    replace: Callable[[keras.Operation, object], Callable | None],
+    follow: Callable = lambda tensor, new: new,
 ) -> keras.Model:
-    """`rewrite` for what `leaf_graph` gives."""
+    """`rewrite` for what `leaf_graph` gives.
+
+    `follow` is a function of a tensor of the graph, be it an input or the output of an operation,
+    and of the one that stands for it: what the rest of the new graph is to take instead.
+    """
     copies = {}
 
     def choose(node):
@@ -68,23 +74,26 @@ def rebuild(
             copies[operation] = type(operation).from_config(operation.get_config())
         return copies[operation]
 
-    rebuilt = _rerun(graph, choose)
+    rebuilt = _rerun(graph, choose, follow)
     for operation, copy in copies.items():
         for target, source in zip(getattr(copy, "weights", ()), getattr(operation, "weights", ())):
             target.assign(np.array(source))  # a copy: JAX would share the buffer
     return rebuilt
 
 
-def _rerun(graph, choose):
+def _rerun(graph, choose, follow=lambda tensor, new: new):
     """The graph on new inputs, each node computed by `choose(node)`."""
     inputs = keras.tree.map_structure(
         lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name), graph.input
     )
-    tensors = dict(zip(map(id, graph.inputs), keras.tree.flatten(inputs)))
+    tensors = {
+        id(old): follow(old, new) for old, new in zip(graph.inputs, keras.tree.flatten(inputs))
+    }
     for node in graph_nodes(graph):
         args, kwargs = node.arguments.fill_in(tensors)
         outputs = choose(node)(*args, **kwargs)
-        tensors.update(zip(map(id, node.outputs), keras.tree.flatten(outputs)))
+        for old, new in zip(node.outputs, keras.tree.flatten(outputs)):
+            tensors[id(old)] = follow(old, new)
     outputs = keras.tree.map_structure(lambda x: tensors[id(x)], graph.output)
     _name_apart(keras.tree.flatten(outputs))
     return keras.Model(inputs, outputs, name=graph.name)

@@ -1,0 +1,287 @@
+"""From a float model to one that trains as the integers of the device will compute."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from keras_convnets.deploy.export import check_model
+from keras_convnets.deploy.litert import check_calibration
+from keras_convnets.graph.rewrite import graph_nodes, leaf_graph, rebuild
+from keras_convnets.layers.depthwise import DepthwiseConv2D
+from keras_convnets.quantization.fake import (
+    FakeQuant,
+    FoldedNorm,
+    LeaveFloat,
+    QuantConv2D,
+    QuantDense,
+    QuantDepthwiseConv2D,
+)
+from keras_convnets.quantization.inference import run
+from keras_convnets.quantization.operators import (
+    AVERAGES,
+    FIXED,
+    FUSED,
+    FUSES,
+    MOVES,
+    OWN,
+    integer_operators,
+    kind_of,
+)
+
+# Bits of the weights.
+SCHEMES = {"int8": 8, "int4": 4}
+QUANTIZED = {
+    layers.Conv2D: QuantConv2D,
+    layers.Dense: QuantDense,
+    DepthwiseConv2D: QuantDepthwiseConv2D,
+}
+BATCH = 32
+
+
+def quantize_aware(
+    model: keras.Model,
+    scheme: str = "int8",
+    *,
+    calibration: np.ndarray,
+    keep_float: Collection[str] = (),
+) -> keras.Model:
+    """A flat copy of a model that rounds weights and activations as LiteRT will: to `compile`,
+    `fit`, save and load as any model, and for `quantization.export_litert`.
+
+    Kernels are rounded per output channel, symmetrically; activations per tensor, to ranges that
+    begin as those of the calibration images and follow the batches in training. Parallel branches
+    are merged first (`graph.reparameterize`). A BatchNormalization right after a convolution or
+    dense layer goes on with the statistics of the batches until `freeze_batchnorm` or the callback
+    `FreezeBatchNorm`; others are folded with the statistics they have.
+
+    Args:
+        model: a built model with one image input of known size, computing in float32; it stays as
+            it is.
+        scheme: `"int8"`; or `"int4"`, weights in 4 bits and activations in 8.
+        calibration: float images `(count, height, width, channels)`, normalised as the model
+            expects; 100 or so from the training data.
+        keep_float: layers to leave in float, by their path in the flat graph (regular expressions,
+            found anywhere in `stage0_block1_mlp_fc1`) or the name of their type (`"Softmax"`).
+
+    Raises:
+        ValueError: for a model that is quantized already or cannot be exported, operators that
+            have no integer form, an unknown scheme, a `keep_float` that no layer matches, and
+            calibration images that do not fit or leave a tensor at zero. The model is unchanged.
+    """
+    if scheme not in SCHEMES:
+        raise ValueError(f"scheme={scheme!r} must be one of {', '.join(SCHEMES)}.")
+    if isinstance(keep_float, str):
+        raise ValueError(f"keep_float={keep_float!r} must be a list of patterns, not one string.")
+    check_model(model, "a .tflite")
+    if is_quantized(model):
+        raise ValueError(
+            f"model={model.name!r} is quantized already: train it on as it is, or start again from "
+            "the float model."
+        )
+    images = check_calibration(calibration, model)
+    with leaf_graph(integer_operators(model)) as graph:
+        plan = _Plan(graph, SCHEMES[scheme], keep_float)
+        plan.measure(images)
+        return rebuild(graph, plan.replace, plan.follow)
+
+
+def is_quantized(model: keras.Model) -> bool:
+    """Whether a model has layers that round."""
+    return any(isinstance(layer, FakeQuant) for layer in model._flatten_layers())
+
+
+def freeze_batchnorm(model: keras.Model) -> None:
+    """From here on training uses the moving statistics of every BatchNormalization as inference
+    does, so that it sees exactly the weights that are exported. Compile the model again, if it
+    was trained before; within one `fit` the callback `FreezeBatchNorm` does that."""
+    for layer in model._flatten_layers():
+        if isinstance(layer, FoldedNorm):
+            layer.frozen = True
+
+
+class FreezeBatchNorm(keras.callbacks.Callback):
+    """`freeze_batchnorm` when an epoch begins (Krishnamoorthi 2018, section 3.2.2).
+
+    `epoch`: counted from 0; a third before the end serves well.
+    """
+
+    def __init__(self, epoch: int):
+        super().__init__()
+        self.epoch = epoch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == self.epoch:
+            freeze_batchnorm(self.model)
+            self.model.make_train_function(force=True)
+
+
+class _Plan:
+    """Which tensors are rounded to which range, and what the products become."""
+
+    def __init__(self, graph, weight_bits, keep_float):
+        self.graph = graph
+        self.weight_bits = weight_bits
+        self.nodes = graph_nodes(graph)
+        self.consumers = {}
+        for node in self.nodes:
+            for x in node.input_tensors:
+                self.consumers.setdefault(id(x), []).append(node)
+        self.outputs = set(map(id, graph.outputs))
+        self.float = self._kept(keep_float)
+        self._check_operators()
+        self.products = {}
+        self.quantizers = {}  # id of a tensor: the FakeQuant that it has the range of
+        self.left = {}  # id of a tensor that stays in float: the name of its operation
+        self.learns = {}  # id of a tensor that is rounded: whether its FakeQuant learns from it
+        for x in graph.inputs:
+            self._add(x, "image")
+        for node in self.nodes:
+            self._plan(node)
+        self._share()
+
+    def _kept(self, patterns):
+        kept = set()
+        for pattern in patterns:
+            found = {
+                node.operation
+                for node in self.nodes
+                if re.search(pattern, node.operation.name)
+                or pattern in (type(node.operation).__name__, kind_of(node.operation))
+            }
+            if not found:
+                names = sorted({node.operation.name for node in self.nodes})
+                raise ValueError(
+                    f"keep_float has {pattern!r}, which no layer matches; there are "
+                    f"{', '.join(names)}."
+                )
+            kept |= found
+        return kept
+
+    def _check_operators(self):
+        unknown = {
+            node.operation.name: kind_of(node.operation)
+            for node in self.nodes
+            if node.operation not in self.float and not _has_integers(node.operation)
+        }
+        if unknown:
+            listed = ", ".join(f"{name} ({kind})" for name, kind in unknown.items())
+            raise ValueError(
+                f"model={self.graph.name!r} has operators without an integer form: {listed}. Keep "
+                f"them in float, keep_float={sorted(set(unknown.values()))}, or replace them."
+            )
+
+    def _plan(self, node):
+        (y, *_), kind = node.outputs, kind_of(node.operation)
+        if node.operation in self.float:
+            self.left[id(y)] = node.operation.name
+            if any(c.operation not in self.float for c in self.consumers.get(id(y), ())):
+                self._add(y, node.operation.name)
+            return
+        if kind in MOVES | AVERAGES:
+            quantizer = self.quantizers.get(id(node.input_tensors[0]))
+            for y in node.outputs if quantizer else ():
+                self.quantizers[id(y)] = quantizer
+                if kind in AVERAGES:
+                    self.learns[id(y)] = False
+        elif not self._is_fused(node):
+            self._add(y, node.operation.name, FIXED.get(kind))
+
+    def _add(self, tensor, name, fixed=None):
+        quantizer = FakeQuant(fixed is not None, name=f"{name}_range")
+        quantizer.build(tensor.shape)
+        if fixed is not None:
+            quantizer.set_range(*fixed)
+        self.quantizers[id(tensor)] = quantizer
+        self.learns[id(tensor)] = True
+
+    def _share(self):
+        """LiteRT demands one range for the inputs and the output of a concatenation; what it then
+        learns from is the output, which holds all."""
+        for node in self.nodes:
+            if kind_of(node.operation) != "Concatenate" or node.operation in self.float:
+                continue
+            common = self.quantizers[id(node.outputs[0])]
+            shared = {self.quantizers.get(id(x)) for x in node.input_tensors} - {None}
+            for key, quantizer in self.quantizers.items():
+                if quantizer in shared:
+                    self.quantizers[key] = common
+                    if key in self.learns:
+                        self.learns[key] = False
+
+    def _is_fused(self, node):
+        """Whether LiteRT goes on with the output before it rounds."""
+        y = node.outputs[0]
+        if id(y) in self.outputs or len(self.consumers[id(y)]) != 1:
+            return False
+        (after,) = self.consumers[id(y)]
+        if after.operation in self.float:
+            return False
+        kind = kind_of(after.operation)
+        if kind == "Concatenate":  # whose inputs LiteRT rounds to the range of its output
+            return True
+        if kind == "FoldedNorm":
+            return True
+        is_product = type(node.operation) in QUANTIZED or type(node.operation) is FoldedNorm
+        return kind in FUSED and (is_product or kind_of(node.operation) in FUSES)
+
+    def measure(self, images: np.ndarray) -> None:
+        """Sets the ranges to those of the float model's activations."""
+        learned = {
+            id(y): y
+            for y in (*self.graph.inputs, *(y for node in self.nodes for y in node.outputs))
+            if self.learns.get(id(y)) and not self.quantizers[id(y)].fixed
+        }
+        extremes = [ops.stack([ops.min(y), ops.max(y)]) for y in learned.values()]
+        measuring = keras.Model(self.graph.input, extremes)
+        rows = [run(measuring, images[i : i + BATCH]) for i in range(0, len(images), BATCH)]
+        for key, pairs in zip(learned, zip(*rows)):
+            quantizer = self.quantizers[key]
+            low, high = min(p[0] for p in pairs), max(p[1] for p in pairs)
+            if not np.isfinite([low, high]).all() or low == high == 0:
+                problem = "zero" if low == high == 0 else "NaN or infinite"
+                raise ValueError(
+                    f"the output of {quantizer.name.removesuffix('_range')!r} is {problem} on all "
+                    "calibration images: give others, train the model first, or leave the layer "
+                    "in float by keep_float."
+                )
+            quantizer.set_range(low, high)
+
+    def replace(self, operation: keras.Operation, node) -> Callable | None:
+        """What `rebuild` asks."""
+        if operation in self.float and kind_of(operation) in FIXED:
+            copy = type(operation).from_config(operation.get_config())
+            before = LeaveFloat(name=f"{operation.name}_input")
+            return lambda x: copy(before(x))
+        kind = QUANTIZED.get(type(operation))
+        if kind is None or operation in self.float:
+            return None
+        if operation not in self.products:
+            config = operation.get_config() | {"bits": self.weight_bits}
+            config.pop("lora_rank", None)  # merged into the kernel
+            product = kind.from_config(config)
+            product.build(node.input_tensors[0].shape)
+            product.set_weights(operation.get_weights())
+            self.products[operation] = product
+        return self.products[operation]
+
+    def follow(self, tensor, new):
+        """What `rebuild` asks about the tensors."""
+        if id(tensor) in self.left:
+            new = LeaveFloat(name=f"{self.left[id(tensor)]}_float")(new)
+        learns = self.learns.get(id(tensor))
+        if learns is None:
+            return new
+        quantizer = self.quantizers[id(tensor)]
+        return quantizer(new) if learns else quantizer(new, observe=False)
+
+
+def _has_integers(operation):
+    return (
+        type(operation) in (*QUANTIZED, FoldedNorm)
+        or kind_of(operation) in MOVES | AVERAGES | OWN | FIXED.keys()
+    )

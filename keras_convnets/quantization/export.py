@@ -1,0 +1,119 @@
+"""A quantized model as a .tflite file that has exactly its scales."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from keras_convnets.deploy.child import on_tensorflow
+from keras_convnets.deploy.export import check_model, check_packages, write_checked
+from keras_convnets.deploy.inspect import LiteRTFile
+from keras_convnets.deploy.litert import converter_of, run_converter, save_static
+from keras_convnets.deploy.runner import INSTALL, LiteRTModel
+from keras_convnets.quantization.fake import FakeQuant
+from keras_convnets.quantization.inference import for_inference, run
+from keras_convnets.quantization.mirror import as_integers
+
+CHECKED_IMAGES = 8
+LEAST_COSINE = 0.99
+
+
+def export_litert(model: keras.Model, path: str | os.PathLike) -> Path:
+    """Writes a quantized model as a .tflite file with exactly its scales: integers throughout, but
+    for what was left in float, int8 input and output too.
+
+    No images are needed. On the jax and torch backends a child process with the tensorflow backend
+    converts a saved copy. The file is run by LiteRT's own kernels (those of XNNPACK round
+    otherwise) and compared with the model before it gets its name.
+
+    Args:
+        model: what `quantize_aware` gave, trained or not; it stays as it is.
+        path: the file to write; one that exists is replaced.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: for a model that is not quantized, a range that is zero, NaN or infinite, a
+            path that cannot be written, or a file that disagrees with the model. There is no file
+            then, and an older one is unchanged.
+        ImportError: if tensorflow or ai-edge-litert is not installed.
+    """
+    check_model(model, "a .tflite")
+    _check_ranges(model)
+    check_packages("LiteRT", INSTALL, "tensorflow", "ai_edge_litert")
+    return write_checked(
+        path, lambda: on_tensorflow(convert, model), lambda part: _check_file(model, part)
+    )
+
+
+def _check_ranges(model):
+    roundings = [layer for layer in model.layers if isinstance(layer, FakeQuant)]
+    if not roundings:
+        raise ValueError(
+            f"model={model.name!r} is not quantized: give what quantize_aware returns, or export "
+            "the float model with deploy.export_litert(..., quantize='int8')."
+        )
+    for layer in roundings:
+        if not 0 < layer.scale() < np.inf:
+            raise ValueError(
+                f"layer {layer.name!r} has the range {layer.limits()}, which must be finite and "
+                "wider than zero: train with finite images and a lower learning rate."
+            )
+
+
+def convert(model: keras.Model) -> bytes:
+    """The content of the file. For the tensorflow backend, see `on_tensorflow`."""
+    import tensorflow as tf
+
+    with tempfile.TemporaryDirectory() as folder:
+        save_static(for_inference(model), None, folder)
+        converter = converter_of(folder)
+        # It finds the ranges in the model and needs no images.
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.inference_input_type = converter.inference_output_type = tf.int8
+        return _without_casts(run_converter(converter, model.name))
+
+
+def _without_casts(content):
+    """The file without what `LeaveFloat` has kept integers away by."""
+    from ai_edge_litert.tools import flatbuffer_utils
+
+    if "CAST" not in LiteRTFile(content).operators():
+        return content
+    model = flatbuffer_utils.convert_bytearray_to_object(content)
+    (graph,) = model.subgraphs
+    kinds = [flatbuffer_utils.opcode_to_name(model, op.opcodeIndex) for op in graph.operators]
+    origin = {}
+    for op, kind in zip(graph.operators, kinds):
+        op.inputs = [origin.get(i, i) for i in op.inputs]
+        if kind == "CAST":
+            origin[op.outputs[0]] = op.inputs[0]
+    graph.operators = [op for op, kind in zip(graph.operators, kinds) if kind != "CAST"]
+    graph.outputs = [origin.get(i, i) for i in graph.outputs]
+    for signature in model.signatureDefs or ():
+        for end in signature.outputs:
+            end.tensorIndex = origin.get(end.tensorIndex, end.tensorIndex)
+    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+
+
+def _check_file(model, path):
+    """Raises ValueError unless file and model agree on values all over the input's range."""
+    first = next(layer for layer in model.layers if isinstance(layer, FakeQuant))
+    low, high = first.limits()
+    random = np.random.default_rng(0)
+    images = random.uniform(low, high, (CHECKED_IMAGES, *model.inputs[0].shape[1:]))
+    have = LiteRTModel(path, xnnpack=False).predict(images)
+    want = run(as_integers(model), images.astype("float32"))
+    for i, (ours, theirs) in enumerate(zip(want, have, strict=True)):
+        ours, theirs = ours.ravel().astype("float64"), theirs.ravel().astype("float64")
+        size = max(np.linalg.norm(ours) * np.linalg.norm(theirs), 1e-30)
+        if ours.shape != theirs.shape or not ours @ theirs >= LEAST_COSINE * size:
+            raise ValueError(
+                f"model={model.name!r} and its LiteRT form disagree in output {i}: the cosine is "
+                f"{ours @ theirs / size:.4f}, less than {LEAST_COSINE}; nothing was written."
+            )

@@ -1,0 +1,189 @@
+"""Layers that compute in float what integers would give: each value is one that they can hold.
+
+Rounding is passed straight through by the gradient, and zero outside of the range (Jacob et al.
+2018, https://arxiv.org/abs/1712.05877, section 3; Krishnamoorthi 2018, arXiv:1806.08342, 2.4).
+"""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+from keras import layers, ops
+from keras.quantizers import fake_quant_with_min_max_vars
+
+from keras_convnets.layers.depthwise import DepthwiseConv2D
+from keras_convnets.ops import depthwise_conv2d
+
+MOMENTUM = 0.99
+# Least range of a channel's weights: of the widest channel's, and for a kernel of zeros. Narrower
+# ones would need biases beyond int32.
+LEAST_SHARE, LEAST_RANGE = 1e-4, 1e-8
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
+class FakeQuant(layers.Layer):
+    """x rounded to one of 256 values, zero among them, at equal distances: int8 activations.
+
+    In training the range follows the smallest and largest value of each batch by a moving average;
+    at inference, and if it is `fixed`, it stays. Input and output: any shape.
+
+    Args:
+        fixed: whether training leaves the range as it is.
+        momentum: of the moving average.
+
+    Called with `observe=False`, it rounds to its range and learns nothing from what it sees: for
+    operators whose output has the range of their input.
+    """
+
+    def __init__(self, fixed: bool = False, momentum: float = MOMENTUM, **kwargs):
+        super().__init__(**kwargs)
+        self.fixed = fixed
+        self.momentum = momentum
+
+    def build(self, input_shape):
+        self.minimum = self._edge("minimum")
+        self.maximum = self._edge("maximum")
+
+    def _edge(self, name):
+        # Non-trainable state, as a BatchNormalization's statistics; float32 under any policy.
+        return self.add_weight(
+            shape=(), initializer="zeros", trainable=False, name=name, dtype="float32"
+        )
+
+    def set_range(self, minimum: float, maximum: float) -> None:
+        """Sets the range to the smallest that has both values and zero in it."""
+        self.minimum.assign(min(float(minimum), 0.0))
+        self.maximum.assign(max(float(maximum), 0.0))
+
+    def limits(self) -> tuple[float, float]:
+        """Smallest and largest number that is not clipped, before zero is moved onto a step."""
+        return float(self.minimum), float(self.maximum)
+
+    def scale(self) -> float:
+        """The step between neighbouring values."""
+        minimum, maximum = self.limits()
+        return (maximum - minimum) / 255
+
+    def call(self, x, training=False, observe=True):
+        if training and observe and not self.fixed:
+            self._follow(ops.stop_gradient(x))
+        return fake_quant_with_min_max_vars(x, self.minimum, self.maximum)
+
+    def _follow(self, x):
+        x = ops.cast(x, "float32")
+        for edge, extreme in (
+            (self.minimum, ops.minimum(ops.min(x), 0.0)),
+            (self.maximum, ops.maximum(ops.max(x), 0.0)),
+        ):
+            edge.assign(self.momentum * edge + (1 - self.momentum) * extreme)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
+def fake_quant_kernel(kernel, bits: int, depthwise: bool = False):
+    """A kernel rounded per output channel: symmetric, without the lowest number (-127 to 127).
+
+    `kernel`: `(..., channels)`, or `(height, width, channels, 1)` of a depthwise convolution.
+    """
+    if depthwise:
+        return ops.transpose(
+            fake_quant_kernel(ops.transpose(kernel, (0, 1, 3, 2)), bits), (0, 1, 3, 2)
+        )
+    channels = ops.max(ops.abs(ops.stop_gradient(kernel)), axis=tuple(range(len(kernel.shape) - 1)))
+    least = ops.maximum(LEAST_SHARE * ops.max(channels), LEAST_RANGE)
+    reach = ops.maximum(channels, least)
+    return fake_quant_with_min_max_vars(kernel, -reach, reach, bits, narrow_range=True, axis=-1)
+
+
+def kernel_scales(kernel: np.ndarray, bits: int, depthwise: bool = False) -> np.ndarray:
+    """The step of each output channel in `fake_quant_kernel`."""
+    channels = np.abs(kernel[..., 0] if depthwise else kernel)
+    channels = channels.max(axis=tuple(range(channels.ndim - 1)))
+    least = max(LEAST_SHARE * channels.max(), LEAST_RANGE)
+    return np.maximum(channels, least) / (2 ** (bits - 1) - 1)
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
+class QuantConv2D(layers.Conv2D):
+    """`keras.layers.Conv2D` with a rounded kernel; `bits`: 8 or 4."""
+
+    def __init__(self, *args, bits: int = 8, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.bits = bits
+
+    def convolution_op(self, inputs, kernel):
+        return super().convolution_op(inputs, fake_quant_kernel(kernel, self.bits))
+
+    def get_config(self):
+        return {**super().get_config(), "bits": self.bits}
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
+class QuantDepthwiseConv2D(DepthwiseConv2D):
+    """`layers.DepthwiseConv2D` with a rounded kernel; `bits`: 8 or 4."""
+
+    def __init__(self, *args, bits: int = 8, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.bits = bits
+
+    def call(self, inputs):
+        kernel = fake_quant_kernel(self.kernel, self.bits, depthwise=True)
+        outputs = depthwise_conv2d(inputs, kernel, self.strides, self.padding, self.dilation_rate)
+        return outputs if self.bias is None else ops.add(outputs, self.bias)
+
+    def get_config(self):
+        return {**super().get_config(), "bits": self.bits}
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
+class QuantDense(layers.Dense):
+    """`keras.layers.Dense` with a rounded kernel; `bits`: 8 or 4."""
+
+    def __init__(self, *args, bits: int = 8, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.bits = bits
+
+    def call(self, inputs, training=None):
+        outputs = ops.matmul(inputs, fake_quant_kernel(self.kernel, self.bits))
+        return outputs if self.bias is None else ops.add(outputs, self.bias)
+
+    def get_config(self):
+        return {**super().get_config(), "bits": self.bits}
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
+class FoldedNorm(layers.BatchNormalization):
+    """A BatchNormalization that the convolution or dense layer before it takes over on export.
+
+    Kernels are rounded per channel, so that a factor per channel does not change the rounding: in
+    training this is the BatchNormalization that it was, on what the rounded kernel gives.
+
+    Args:
+        frozen: whether training uses the moving statistics, as inference does, and leaves them.
+    """
+
+    def __init__(self, *args, frozen: bool = False, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.frozen = frozen
+
+    def call(self, inputs, training=None, mask=None):
+        return super().call(inputs, training=training and not self.frozen, mask=mask)
+
+    def get_config(self):
+        return {**super().get_config(), "frozen": self.frozen}
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
+class LeaveFloat(layers.Layer):
+    """The identity, after an operator that is to stay in float."""
+
+    def call(self, x):
+        if keras.backend.backend() != "tensorflow":
+            return x
+        # The converter makes integers of whatever stands between rounded tensors; it knows none for
+        # this, and does not see that it does nothing.
+        return ops.cast(ops.cast(x, "float64"), x.dtype)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape

@@ -1,0 +1,215 @@
+"""LiteRT's integer arithmetic in float operations: a model that gives what the device will.
+
+Rounding to the nearest step leaves the last bit open, as the kernels do not do quite that: they
+multiply by numbers of 31 bits and round twice (Jacob et al. 2018, section 2.2), or have numbers of
+16 bits on the way. A bit here and there is more in the layers after it. So the operators below
+repeat the kernels; of all others the nearest step is the kernel's.
+"""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_convnets.graph.rewrite import graph_nodes, leaf_graph, rebuild
+from keras_convnets.ops import depthwise_conv2d
+from keras_convnets.quantization.fake import (
+    FakeQuant,
+    QuantDepthwiseConv2D,
+    kernel_scales,
+)
+from keras_convnets.quantization.inference import for_inference
+from keras_convnets.quantization.operators import FUSED, MOVES, kind_of
+
+
+def as_integers(model: keras.Model) -> keras.Model:
+    """What LiteRT's own kernels compute of a quantized model, for predictions on any backend.
+
+    BatchNorm is folded, biases are int32, sums are of integers, and are rounded as there. Outputs
+    are the exact ones but for a step here and there; XNNPACK's kernels differ by more.
+
+    Args:
+        model: what `quantize_aware` gave, trained or not; it stays as it is.
+
+    Raises:
+        ValueError: for a bias that int32 does not hold.
+    """
+    with leaf_graph(for_inference(model)) as graph:
+        return rebuild(graph, _Mirror(graph).replace)
+
+
+class _Mirror:
+    def __init__(self, graph):
+        self.nodes = graph_nodes(graph)
+        self.consumers = {}
+        for node in self.nodes:
+            for x in node.input_tensors:
+                self.consumers.setdefault(id(x), []).append(node)
+        self.ranges = {}
+        for node in self.nodes:
+            if isinstance(node.operation, FakeQuant):
+                self.ranges[id(node.outputs[0])] = node.operation
+            elif kind_of(node.operation) in MOVES:
+                quantizer = self.ranges.get(id(node.input_tensors[0]))
+                self.ranges.update((id(y), quantizer) for y in node.outputs if quantizer)
+
+    def replace(self, operation, node):
+        """What `rebuild` asks."""
+        make = {
+            "QuantConv2D": _product,
+            "QuantDepthwiseConv2D": _product,
+            "Multiply": _multiply,
+            "GlobalAveragePooling2D": _mean,
+            "AveragePooling2D": _pool,
+            "hard_silu": _hard_silu,
+        }.get(kind_of(operation))
+        inputs = [self.ranges.get(id(x)) for x in node.input_tensors]
+        output = self._rounding(node.outputs[0])
+        if make is None or output is None or None in inputs:
+            return None
+        return make(operation, node, inputs, output)
+
+    def _rounding(self, tensor):
+        """The FakeQuant that a tensor comes to, beyond an activation that is fused."""
+        for node in self.consumers.get(id(tensor), ()):
+            if isinstance(node.operation, FakeQuant):
+                return node.operation
+            if kind_of(node.operation) in FUSED:
+                return self._rounding(node.outputs[0])
+        return None
+
+
+def _product(layer, node, inputs, output):
+    step, out = _step(inputs[0]), _step(output)
+    depthwise = isinstance(layer, QuantDepthwiseConv2D)
+    kernel = ops.convert_to_numpy(layer.kernel)
+    steps = kernel_scales(kernel, layer.bits, depthwise)
+    kernel = np.round(kernel / (steps[:, None] if depthwise else steps)).astype("float32")
+    bias = np.zeros(len(steps))
+    if layer.bias is not None:
+        bias = np.round(ops.convert_to_numpy(layer.bias) / (step * steps))
+    # LiteRT takes depthwise channels by eights, and those left over by other code.
+    left = np.arange(len(steps)) >= len(steps) // 8 * 8 if depthwise else False
+    rescaled = _rescale(step * steps / out, left)
+
+    def multiply(x):
+        x = ops.round(x / step)
+        if depthwise:
+            y = depthwise_conv2d(x, kernel, layer.strides, layer.padding, layer.dilation_rate)
+        else:
+            y = ops.conv(x, kernel, layer.strides, layer.padding, dilation_rate=layer.dilation_rate)
+        return rescaled(y + bias.astype("float32")) * out
+
+    return multiply
+
+
+def _multiply(operation, node, inputs, output):
+    if len(inputs) != 2:
+        return None
+    (a, b), out = map(_step, inputs), _step(output)
+    rescaled = _rescale(np.array(a * b / out), away=True)
+    return lambda *xs: rescaled(_product_of(xs, a, b)) * out
+
+
+def _product_of(xs, a, b):
+    x, y = xs[0] if len(xs) == 1 else xs
+    return ops.round(x / a) * ops.round(y / b)
+
+
+def _mean(operation, node, inputs, output):
+    """LiteRT adds numbers that have the zero point in them, and takes it away, rounded."""
+    shape = node.input_tensors[0].shape
+    step, out, zero = _step(inputs[0]), _step(output), _zero_point(inputs[0])
+    if not operation.keepdims:
+        return None
+    rescaled = _rescale(np.array(step / out / (shape[1] * shape[2])))
+    shift = np.trunc(zero * step / out + np.copysign(0.5, zero)).astype("float32")
+
+    def mean(x):
+        total = ops.sum(ops.round(x / step) + zero, axis=(1, 2), keepdims=True)
+        return (rescaled(total) - shift) * out
+
+    return mean
+
+
+def _pool(operation, node, inputs, output):
+    step, zero = _step(inputs[0]), _zero_point(inputs[0])
+    copy = type(operation).from_config(operation.get_config())
+    return lambda x: (_half_away(copy(ops.round(x / step)) + zero) - zero) * step
+
+
+def _step(quantizer):
+    """As the file has it, in 32 bits."""
+    return float(np.float32(quantizer.scale()))
+
+
+def _zero_point(quantizer):
+    low, _ = quantizer.limits()
+    return float(np.floor(-128 - low / quantizer.scale() + 0.5))
+
+
+def _rescale(factors: np.ndarray, away: np.ndarray | bool = False):
+    """Integers times factors: first to the power of two below a factor, then to the nearest step;
+    of two that are equally near, to the upper one or away from zero."""
+    bits = np.maximum(-np.frexp(factors)[1], 0)
+    factors, parts = factors.astype("float32"), np.exp2(bits).astype("float32")
+    least = np.where(away, np.float32(0.5), np.float32(0.0))
+    least = 0.25 * least / parts  # less than the next value below a half
+
+    def rescaled(x):
+        x = ops.floor(x * (factors * parts) + 0.5) / parts
+        return ops.floor(x + 0.5 - ops.where(x < 0, least, 0.0))
+
+    return rescaled
+
+
+def _half_away(x):
+    return ops.sign(x) * ops.floor(ops.abs(x) + 0.5)
+
+
+def _hard_silu(operation, node, inputs, output):
+    step, out = _step(inputs[0]), _step(output)
+    values = np.arange(-255, 256)  # whatever the zero point
+    table = (hard_swish(values, step, out) * out).astype("float32")
+    return lambda x: ops.take(table, ops.cast(ops.round(x / step), "int32") + 255, axis=0)
+
+
+def hard_swish(values: np.ndarray, step: float, out: float) -> np.ndarray:
+    """LiteRT's HARD_SWISH, which has 16 bits.
+
+    Args:
+        values: integers without the zero point, -255 to 255.
+        step, out: the steps of input and output.
+    """
+    values = values.astype("int64") * 128
+    factor, exponent = _sixteen_bits(step / 128 / out)
+    gate_factor, gate_exponent = _sixteen_bits(step / 128 / (3 / 2**15))
+    product, gate = _high(values, factor), values
+    if gate_exponent > 0:
+        gate = _high(_saturated(gate << (gate_exponent - 1)), gate_factor)
+        gate = _saturated(gate << 1)
+    else:
+        gate = _divided(_high(gate, gate_factor), -gate_exponent)
+    gate = (gate + 2**15) >> 1
+    product = np.trunc(gate * product / 2**15).astype("int64")
+    return _divided(product, -exponent)
+
+
+def _sixteen_bits(factor):
+    mantissa, exponent = np.frexp(factor)
+    return (int(np.round(mantissa * 2**31)) + 2**15) >> 16, int(exponent)
+
+
+def _high(values, factor):
+    return _saturated(np.trunc((values * factor + np.copysign(2**14, values)) / 2**15))
+
+
+def _saturated(values):
+    return np.clip(values, -(2**15), 2**15 - 1).astype("int64")
+
+
+def _divided(values, bits):
+    """By a power of two, to the nearest integer."""
+    quotients = values / 2**bits
+    return (np.sign(quotients) * np.floor(np.abs(quotients) + 0.5)).astype("int64")

@@ -1,0 +1,239 @@
+"""A model in the operators that LiteRT runs in integers, and what each does to the range."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections import Counter
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from keras_convnets.graph.fold import fold_batchnorm
+from keras_convnets.graph.lower import MOST_TAPS, lower_products, once, open_layer_scale
+from keras_convnets.graph.reparameterize import reparameterize
+from keras_convnets.graph.rewrite import graph_nodes, leaf_graph, rebuild, rewrite
+from keras_convnets.layers.depthwise import BlurPool2D, DepthwiseConv2D
+from keras_convnets.layers.rep import norm_affine
+from keras_convnets.quantization.fake import FoldedNorm
+
+# Exact types: a subclass may do something else with its kernel.
+DEPTHWISE = (layers.DepthwiseConv2D, DepthwiseConv2D)
+PRODUCTS = (layers.Conv2D, layers.Dense, *DEPTHWISE)
+
+# By the name of the operation, be it a layer or of `keras.ops`.
+# The output holds values of the input only, and so has its range.
+MOVES = {
+    "ActivityRegularization",
+    "AlphaDropout",
+    "Cropping2D",
+    "DropPath",
+    "Dropout",
+    "ExpandDims",
+    "Flatten",
+    "GaussianDropout",
+    "GaussianNoise",
+    "GetItem",
+    "GlobalMaxPooling2D",
+    "Identity",
+    "MaxPooling2D",
+    "Permute",
+    "Reshape",
+    "RowsToMap",
+    "SpatialDropout2D",
+    "Split",
+    "Squeeze",
+    "Swapaxes",
+    "Transpose",
+    "ZeroPadding2D",
+    "linear",
+}
+# LiteRT demands the range of the input for the output, which is rounded.
+AVERAGES = {"AveragePooling2D", "Resize", "Resizing", "UpSampling2D"}
+# LiteRT demands this range of the output.
+FIXED = {
+    "sigmoid": (0.0, 255 / 256),
+    "softmax": (0.0, 255 / 256),
+    "tanh": (-1.0, 127 / 128),
+}
+# LiteRT adds the activation to these before it rounds.
+FUSES = {"Add", "Multiply", "Subtract"}
+FUSED = {"relu", "relu6"}
+# All others have ranges of their own.
+OWN = {
+    *FUSES,
+    *FUSED,
+    "Concatenate",
+    "GlobalAveragePooling2D",
+    "Mean",
+    "elu",
+    "gelu",
+    "hard_silu",
+    "leaky_relu",
+}
+_OPERATIONS = {
+    "Elu": "elu",
+    "Gelu": "gelu",
+    "HardSigmoid": "hard_sigmoid",
+    "HardSilu": "hard_silu",
+    "LeakyRelu": "leaky_relu",
+    "LeakyReLU": "leaky_relu",
+    "Relu": "relu",
+    "Relu6": "relu6",
+    "Sigmoid": "sigmoid",
+    "Silu": "silu",
+    "Softmax": "softmax",
+    "Tanh": "tanh",
+}
+
+
+def kind_of(operation: keras.Operation) -> str:
+    """The name of an operation's type, or of the activation that it computes."""
+    name = type(operation).__name__
+    if type(operation) is layers.Activation:
+        return getattr(operation.activation, "__name__", type(operation.activation).__name__)
+    if type(operation) is layers.ReLU:
+        bounds = operation.max_value, operation.negative_slope, operation.threshold
+        return {(None, 0, 0): "relu", (6, 0, 0): "relu6"}.get(bounds, name)
+    return _OPERATIONS.get(name, name)
+
+
+def integer_operators(model: keras.Model) -> keras.Model:
+    """A flat copy of a model in operators that LiteRT has in integers, as far as there are any.
+
+    Parallel branches are merged. A BatchNormalization right after a convolution or dense layer is a
+    `FoldedNorm`, all others are folded with their present statistics. Activations stand by
+    themselves; SiLU and hard-sigmoid are sums and products.
+
+    Args:
+        model: as in `graph.lower`; it stays as it is.
+    """
+    for step in (
+        reparameterize,
+        _keep_norms,
+        _open_scales,
+        fold_batchnorm,
+        lower_products,
+        _open_activations,
+    ):
+        model = step(model)
+        gc.collect()  # models are cycles, and each copy has weights of its own
+    return model
+
+
+def _keep_norms(model):
+    with leaf_graph(model) as graph:
+        nodes = graph_nodes(graph)
+        calls = Counter(node.operation for node in nodes)
+        uses = Counter(id(x) for node in nodes for x in node.input_tensors)
+        uses.update(map(id, graph.outputs))
+        private = {
+            id(node.outputs[0])
+            for node in nodes
+            if calls[node.operation] == 1
+            and uses[id(node.outputs[0])] == 1
+            and _keeps_norm(node.operation)
+        }
+
+        def keep(operation, node):
+            (x, *_) = node.input_tensors
+            if (
+                type(operation) is not layers.BatchNormalization
+                or calls[operation] > 1
+                or id(x) not in private
+                or operation.axis not in (-1, len(x.shape) - 1)
+            ):
+                return None
+            norm = FoldedNorm.from_config(operation.get_config())
+            norm.build(x.shape)
+            norm.set_weights(operation.get_weights())
+            return norm
+
+        return rebuild(graph, keep)
+
+
+def _keeps_norm(layer):
+    """Whether a layer is one product in LiteRT too: groups and large kernels are cut in pieces."""
+    if type(layer) not in PRODUCTS or getattr(layer, "groups", 1) > 1:
+        return False
+    if getattr(layer, "activation", None) not in (None, keras.activations.linear):
+        return False
+    return type(layer) not in DEPTHWISE or math.prod(layer.kernel_size) <= MOST_TAPS
+
+
+def _open_scales(model):
+    return rewrite(model, once(open_layer_scale))
+
+
+def _open_activations(model):
+    return rewrite(model, once(_open))
+
+
+def _open(operation, node):
+    kind, (x, *_) = kind_of(operation), node.input_tensors
+    if kind in _FORMS:
+        return _FORMS[kind]
+    if type(operation) is layers.BatchNormalization and len(x.shape) == 4:
+        return _affine(operation, x.shape)
+    if type(operation) is BlurPool2D:
+        return _blur(operation, x.shape)
+    if type(operation) not in PRODUCTS:
+        return None
+    product, activation = operation, getattr(operation, "activation", None)
+    if type(operation) is layers.DepthwiseConv2D and operation.depth_multiplier == 1:
+        product = _depthwise(operation, x.shape)
+    elif activation is not keras.activations.linear and activation is not None:
+        product = type(operation).from_config(operation.get_config() | {"activation": None})
+        product.build(x.shape)
+        product.set_weights(operation.get_weights())
+    if product is operation:
+        return None
+    if activation in (None, keras.activations.linear):
+        return product
+    after = layers.Activation(activation, name=f"{operation.name}_activation")
+    form = _FORMS.get(kind_of(after), after)
+    return lambda x: form(product(x))
+
+
+def _hard_sigmoid(x):
+    return ops.multiply(ops.relu6(ops.add(x, 3.0)), 1 / 6)
+
+
+# The float tensorflow backend has an operator for these, LiteRT has not.
+_FORMS = {
+    "silu": lambda x: ops.multiply(x, ops.sigmoid(x)),
+    "swish": lambda x: ops.multiply(x, ops.sigmoid(x)),
+    "hard_sigmoid": _hard_sigmoid,
+}
+
+
+def _affine(norm, shape):
+    """A BatchNormalization as a depthwise convolution, which LiteRT fuses an activation with."""
+    scale, shift = norm_affine(norm)
+    product = DepthwiseConv2D(1, name=norm.name)
+    product.build(shape)
+    product.set_weights([scale[None, None, :, None], shift])
+    return lambda x, mask=None: product(x)
+
+
+def _blur(blur, shape):
+    product = DepthwiseConv2D(3, 2, 1, use_bias=False, trainable=False, name=blur.name)
+    product.build(shape)
+    binomial = np.outer((1, 2, 1), (1, 2, 1)) / 16
+    product.set_weights([np.tile(binomial[:, :, None, None], (1, 1, shape[-1], 1))])
+    return product
+
+
+def _depthwise(layer, shape):
+    product = DepthwiseConv2D(
+        layer.kernel_size,
+        layer.strides,
+        layer.padding,
+        layer.dilation_rate,
+        use_bias=layer.use_bias,
+        name=layer.name,
+    )
+    product.build(shape)
+    product.set_weights(layer.get_weights())
+    return product

@@ -1,0 +1,360 @@
+"""Quantization-aware training: rounded as the device rounds, trained on every backend, exported
+with exactly the trained scales."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from keras_convnets import create_model, quantization
+from keras_convnets.deploy import LiteRTModel
+from keras_convnets.deploy.inspect import LiteRTFile
+from keras_convnets.quantization.fake import (
+    FakeQuant,
+    FoldedNorm,
+    QuantConv2D,
+    fake_quant_kernel,
+    kernel_scales,
+)
+from keras_convnets.quantization.inference import for_inference, run
+from keras_convnets.quantization.mirror import hard_swish
+from keras_convnets.testing.conformance import fill_seeded, photographs, settle_statistics
+
+SIZE = 32
+CLASSES = 5
+# The other backends hand over to this one for the conversion, which takes seconds each time.
+converts_itself = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="converted by tensorflow as well"
+)
+
+
+def float_model(name):
+    x = photographs(16, SIZE)
+    model = create_model(
+        name,
+        weights=None,
+        input_shape=x.shape[1:],
+        classes=CLASSES,
+        classifier_activation=None,
+    )
+    fill_seeded(model)
+    settle_statistics(model, x)
+    return model, x
+
+
+def of_many_operators():
+    """A user's model, with layers as Keras has them."""
+    image = keras.Input((SIZE, SIZE, 3))
+    stem = layers.Conv2D(8, 3, 2, "same", activation="relu", name="stem")(image)
+    a = layers.Conv2D(8, 1, activation="gelu", name="a")(layers.AveragePooling2D(2)(stem))
+    b = layers.DepthwiseConv2D(3, 2, padding="same", name="b")(stem)
+    x = layers.Concatenate(name="both")([a, b])
+    x = layers.ReLU()(layers.BatchNormalization(name="after_both")(x))
+    y = layers.UpSampling2D(2, interpolation="bilinear")(x)
+    y = layers.LeakyReLU(0.1, name="leaky")(layers.Conv2D(8, 3, padding="same")(y))
+    y = layers.Conv2D(16, 1, use_bias=False)(layers.MaxPooling2D()(y))
+    y = layers.BatchNormalization(name="norm")(y)
+    x = layers.Activation("silu")(layers.Add()([x, y]))
+    gate = layers.GlobalAveragePooling2D(keepdims=True)(x)
+    gate = layers.Conv2D(16, 1, activation="hard_sigmoid", name="gate")(gate)
+    x = layers.MaxPooling2D(4)(layers.Multiply()([x, gate]))
+    x = layers.Dropout(0.1)(layers.Flatten()(x))
+    x = layers.Dense(12, activation="relu6", name="hidden")(x)
+    scores = layers.Dense(CLASSES, activation="softmax", name="scores")(x)
+    model = keras.Model(image, scores, name="many")
+    random = np.random.default_rng(0)
+    for variable in model.variables:
+        noise = random.standard_normal(variable.shape)
+        if variable.path.endswith("kernel"):
+            variable.assign(noise / np.sqrt(np.prod(variable.shape[:-1])))
+        elif variable.path.endswith(("moving_variance", "gamma")):
+            variable.assign(0.5 + np.abs(noise))
+        elif "seed" not in variable.path:
+            variable.assign(0.1 * noise)
+    return model
+
+
+def tensor(x):
+    return keras.ops.convert_to_tensor(x, "float32")
+
+
+def outputs(model, x):
+    if isinstance(model, keras.Model):
+        (y,) = run(model, x)
+        return y
+    return keras.ops.convert_to_numpy(model(tensor(x), training=False))
+
+
+def fit(model, x, epochs=1, callbacks=()):
+    model.compile(
+        keras.optimizers.Adam(1e-3),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        jit_compile=keras.backend.backend() == "jax",
+    )
+    history = model.fit(
+        x, np.arange(len(x)) % CLASSES, 8, epochs, verbose=0, callbacks=list(callbacks)
+    )
+    return history.history["loss"]
+
+
+def ranges(model):
+    return {r.name: r.limits() for r in model.layers if isinstance(r, FakeQuant)}
+
+
+def statistics(model):
+    return [
+        keras.ops.convert_to_numpy(v).copy()
+        for layer in model.layers
+        if isinstance(layer, FoldedNorm)
+        for v in (layer.moving_mean, layer.moving_variance)
+    ]
+
+
+def test_a_kernel_is_rounded_per_channel_without_the_lowest_number():
+    kernel = np.random.default_rng(0).standard_normal((3, 3, 4, 6)).astype("f") * np.arange(1, 7)
+    for bits, most in ((8, 127), (4, 7)):
+        rounded = keras.ops.convert_to_numpy(fake_quant_kernel(tensor(kernel), bits))
+        scales = kernel_scales(kernel, bits)
+        np.testing.assert_allclose(scales, np.abs(kernel).max((0, 1, 2)) / most, rtol=1e-6)
+        integers = rounded / scales
+        np.testing.assert_allclose(integers, np.round(kernel / scales), atol=1e-3)
+        assert np.round(np.abs(integers)).max() == most
+    depthwise = kernel[..., :1].astype("f") * np.arange(1, 5)[:, None].astype("f")
+    rounded = keras.ops.convert_to_numpy(fake_quant_kernel(tensor(depthwise), 8, depthwise=True))
+    steps = kernel_scales(depthwise, 8, depthwise=True)
+    np.testing.assert_allclose(
+        rounded[..., 0] / steps, np.round(depthwise[..., 0] / steps), atol=1e-3
+    )
+    assert (kernel_scales(np.zeros((1, 1, 2, 3)), 8) > 0).all()
+
+
+def test_activations_are_rounded_to_the_range_and_zero_is_exact():
+    rounding = FakeQuant()
+    rounding.build((None,))
+    rounding.set_range(-1.003, 2.0)
+    x = np.linspace(-2, 3, 1001, dtype="f")
+    y = outputs(rounding, x)
+    assert len(np.unique(y)) == 256 and 0 in y
+    inside = np.abs(x - 0.5) < 1.49
+    assert np.abs(y - x)[inside].max() <= rounding.scale() * 0.501
+    assert np.isclose(y.max(), 2.0, atol=0.02) and np.isclose(y.min(), -1.0, atol=0.02)
+
+
+def test_a_range_follows_the_batches_in_training_only():
+    rounding = FakeQuant(momentum=0.5)
+    rounding.build((None,))
+    rounding.set_range(0.5, 2.0)
+    assert rounding.limits() == (0.0, 2.0)
+    x = np.array([-4.0, 4.0], "f")
+    x = tensor(x)
+    rounding(x, training=False)
+    rounding(x, training=True, observe=False)
+    assert rounding.limits() == (0.0, 2.0)
+    rounding(x, training=True)
+    assert rounding.limits() == (-2.0, 3.0)
+    fixed = FakeQuant(fixed=True, momentum=0.5)
+    fixed.build((None,))
+    fixed.set_range(0, 1)
+    fixed(x, training=True)
+    assert fixed.limits() == (0.0, 1.0)
+
+
+def test_trains_saves_and_loads(tmp_path):
+    model, x = float_model("resnet_test")
+    before = model.get_weights()
+    quantized = quantization.quantize_aware(model, calibration=x)
+    for ours, theirs in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    want, have = outputs(model, x), outputs(quantized, x)
+    assert 0.9 < np.vdot(want, have) / np.linalg.norm(want) / np.linalg.norm(have) < 1
+    ranges_before, statistics_before = ranges(quantized), statistics(quantized)
+    kernels = [layer for layer in quantized.layers if isinstance(layer, QuantConv2D)]
+    kernels_before = [keras.ops.convert_to_numpy(layer.kernel).copy() for layer in kernels]
+    losses = fit(quantized, x, 4)
+    assert losses[-1] < losses[0]
+    for kernel, layer in zip(kernels_before, kernels):
+        assert (kernel != keras.ops.convert_to_numpy(layer.kernel)).any(), layer.name
+    assert ranges(quantized) != ranges_before
+    assert all((a != b).any() for a, b in zip(statistics_before, statistics(quantized)))
+    quantized.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(outputs(loaded, x), outputs(quantized, x))
+    assert ranges(loaded) == ranges(quantized)
+    path = quantization.export_litert(loaded, tmp_path / "model.tflite")
+    exact = outputs(quantization.as_integers(loaded), x)
+    file = LiteRTModel(path, xnnpack=False)
+    steps = np.abs(file.predict(x)[0] - exact) / file.output_scales[0]
+    # One value that is rounded otherwise early on was seen to become two steps in a logit. That
+    # additions, which are not mirrored, are where it comes from has not been shown.
+    assert steps.max() < 2.01 and np.mean(steps < 0.01) > 0.9
+
+
+def test_frozen_statistics_stay_in_the_middle_of_training():
+    model, x = of_many_operators(), photographs(16, SIZE)
+    quantized = quantization.quantize_aware(model, calibration=x)
+    seen = []
+    record = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: seen.append(statistics(quantized))
+    )
+    fit(quantized, x, 3, [quantization.FreezeBatchNorm(1), record])
+    assert (seen[0][0] != keras.ops.convert_to_numpy(model.get_layer("norm").moving_mean)).any()
+    assert (seen[0][0] == seen[1][0]).all() and (seen[1][0] == seen[2][0]).all()
+    assert quantized.get_layer("norm").frozen
+    norm = quantized.get_layer("norm")
+    gamma = keras.ops.convert_to_numpy(norm.gamma).copy()
+    fit(quantized, x)
+    assert (gamma != keras.ops.convert_to_numpy(norm.gamma)).any()
+    assert (statistics(quantized)[0] == seen[2][0]).all()
+
+
+def test_folding_changes_nothing_but_the_rounding_of_biases():
+    x = photographs(4, SIZE)
+    quantized = quantization.quantize_aware(of_many_operators(), calibration=x)
+    folded = for_inference(quantized)
+    assert not [layer for layer in folded.layers if isinstance(layer, FoldedNorm)]
+    assert np.abs(outputs(folded, x) - outputs(quantized, x)).max() <= 2.01 / 256
+
+
+@converts_itself
+@pytest.mark.parametrize(
+    "name, most",
+    [
+        ("resnet_test", 1),
+        ("mobilenetv2_test", 1),
+        ("mobilenetv3_test", 2),
+        ("repvgg_test", 1),
+        ("densenet_test", 1),
+    ],
+)
+def test_the_file_computes_what_the_model_does(name, most, tmp_path):
+    model, x = float_model(name)
+    quantized = quantization.quantize_aware(model, calibration=x)
+    path = quantization.export_litert(quantized, tmp_path / "model.tflite")
+    assert list(tmp_path.iterdir()) == [path]
+    _check_integers_and_scales(path, quantized)
+    file = LiteRTModel(path, xnnpack=False)
+    exact = outputs(quantization.as_integers(quantized), x)
+    steps = np.abs(file.predict(x)[0] - exact) / file.output_scales[0]
+    assert steps.max() < most + 0.01, f"{name}: {steps.max():.2f} steps"
+
+
+def _check_integers_and_scales(path, quantized):
+    """All tensors are integers, and all scales are of the trained ranges and kernels."""
+    tensors = LiteRTFile(path).tensors
+    assert {t.dtype for t in tensors} <= {"int8", "int32", "int4"}
+    trained = np.array([r.scale() for r in quantized.layers if isinstance(r, FakeQuant)])
+    found = np.array([t.scales[0] for t in tensors if len(t.scales) == 1 and not t.constant])
+    for scale in found:
+        assert np.abs(scale / trained - 1).min() < 1e-6, scale
+    for scale in trained:
+        assert np.abs(scale / found - 1).min() < 1e-6, scale
+    products = [layer for layer in for_inference(quantized).layers if hasattr(layer, "bits")]
+    kernels = [
+        t for t in tensors if t.constant and t.dtype in ("int8", "int4") and len(t.shape) == 4
+    ]
+    assert len(kernels) == len(products)
+    for layer in products:
+        kernel = keras.ops.convert_to_numpy(layer.kernel)
+        scales = kernel_scales(
+            kernel, layer.bits, kernel.shape[-1] == 1 and "Depthwise" in str(type(layer))
+        )
+        assert any(
+            len(t.scales) in (1, len(scales)) and np.allclose(t.scales, scales, rtol=1e-6, atol=0)
+            for t in kernels
+        ), layer.name
+
+
+@converts_itself
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_a_users_model_after_training(scheme, tmp_path):
+    x = photographs(16, SIZE)
+    quantized = quantization.quantize_aware(of_many_operators(), scheme, calibration=x)
+    fit(quantized, x)
+    path = quantization.export_litert(quantized, tmp_path / "model.tflite")
+    _check_integers_and_scales(path, quantized)
+    if scheme == "int4":
+        assert sum(t.dtype == "int4" for t in LiteRTFile(path).tensors) == 9
+    exact = outputs(quantization.as_integers(quantized), x)
+    (have,) = LiteRTModel(path, xnnpack=False).predict(x)
+    assert np.abs(have - exact).max() <= 2.01 / 256
+
+
+@converts_itself
+def test_layers_left_in_float(tmp_path):
+    x = photographs(16, SIZE)
+    keep = ["^stem$", "gelu", "softmax"]
+    quantized = quantization.quantize_aware(of_many_operators(), calibration=x, keep_float=keep)
+    assert type(quantized.get_layer("stem")) is layers.Conv2D
+    path = quantization.export_litert(quantized, tmp_path / "model.tflite")
+    file = LiteRTFile(path)
+    in_float = [
+        step.kind for step in file.steps if file.tensors[step.outputs[0]].dtype == "float32"
+    ]
+    assert sorted(set(in_float) - {"DEQUANTIZE"}) == ["CONV_2D", "GELU", "SOFTMAX"]
+    assert "CAST" not in file.operators()
+    have = LiteRTModel(path, xnnpack=False).predict(x)[0]
+    assert np.abs(have - outputs(quantized, x)).max() <= 2.01 / 256
+
+
+def test_hard_swish_is_near_the_function():
+    values = np.arange(-255, 256)
+    for step, out in ((0.05, 0.03), (0.01, 0.011), (0.2, 0.1)):
+        x = values * step
+        want = x * np.clip(x / 6 + 0.5, 0, 1) / out
+        assert np.abs(hard_swish(values, step, out) - want).max() < 1
+
+
+def small(middle):
+    image = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 1, name="first")(image)
+    return keras.Model(image, layers.Conv2D(2, 1, name="last")(middle(x)), name="small")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"scheme": "int3"}, "scheme='int3' must be one of int8, int4"),
+        ({"keep_float": "softmax"}, "must be a list"),
+        ({"keep_float": ["nowhere"]}, "'nowhere', which no layer matches; there are .*first"),
+        ({"calibration": np.full((2, 8, 8, 3), np.nan, "f")}, "NaN or infinite"),
+        ({"calibration": np.zeros((2, 8, 8, 3), "f")}, "'image' is zero on all calibration"),
+        ({"calibration": np.ones((2, 8, 8, 1), "f")}, "calibration has the shape"),
+    ],
+)
+def test_arguments_that_are_refused(change, message):
+    model = small(layers.ReLU())
+    before = model.get_weights()
+    arguments = {"calibration": photographs(2, 8), **change}
+    with pytest.raises(ValueError, match=message):
+        quantization.quantize_aware(model, **arguments)
+    assert all((a == b).all() for a, b in zip(before, model.get_weights(), strict=True))
+
+
+def test_operators_without_integers_are_named():
+    model = small(layers.LayerNormalization(name="middle"))
+    with pytest.raises(ValueError, match=r"middle \(LayerNormalization\).*keep_float=\['LayerN"):
+        quantization.quantize_aware(model, calibration=photographs(2, 8))
+    kept = quantization.quantize_aware(
+        model, calibration=photographs(2, 8), keep_float=["LayerNormalization"]
+    )
+    assert np.isfinite(outputs(kept, photographs(2, 8))).all()
+
+
+def test_dead_layers_quantized_and_float_models_are_refused(tmp_path):
+    x = photographs(2, 8)
+    dead = small(layers.ReLU())
+    dead.get_layer("first").set_weights([np.zeros((1, 1, 3, 4)), np.full(4, -1.0)])
+    with pytest.raises(ValueError, match=r"'re_lu.*' is zero on all calibration"):
+        quantization.quantize_aware(dead, calibration=x)
+    model = small(layers.ReLU())
+    with pytest.raises(ValueError, match="is not quantized"):
+        quantization.export_litert(model, tmp_path / "model.tflite")
+    quantized = quantization.quantize_aware(model, calibration=x)
+    with pytest.raises(ValueError, match="quantized already"):
+        quantization.quantize_aware(quantized, calibration=x)
+    for limits in ((0, 0), (0, np.nan)):
+        quantized.get_layer("image_range").maximum.assign(limits[1])
+        quantized.get_layer("image_range").minimum.assign(limits[0])
+        with pytest.raises(ValueError, match="'image_range' has the range"):
+            quantization.export_litert(quantized, tmp_path / "model.tflite")
+    assert not list(tmp_path.iterdir())
