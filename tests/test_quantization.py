@@ -9,7 +9,7 @@ from keras import layers
 from keras_convnets import create_model, quantization
 from keras_convnets.deploy import LiteRTModel
 from keras_convnets.deploy.inspect import LiteRTFile
-from keras_convnets.quantization.fake import (
+from keras_convnets.layers.fake_quant import (
     FakeQuant,
     FoldedNorm,
     QuantConv2D,

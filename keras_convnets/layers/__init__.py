@@ -13,6 +13,13 @@ from keras_convnets.layers.context_attention import (
 )
 from keras_convnets.layers.conv import ConvNormAct, DepthwiseNormAct
 from keras_convnets.layers.depthwise import BlurPool2D, DepthwiseConv2D
+from keras_convnets.layers.fake_quant import (
+    FakeQuant,
+    FoldedNorm,
+    QuantConv2D,
+    QuantDense,
+    QuantDepthwiseConv2D,
+)
 from keras_convnets.layers.inverted import (
     ConvResidual,
     FusedInvertedResidual,
@@ -43,6 +50,8 @@ __all__ = [
     "EffectiveSqueezeExcite",
     "EfficientChannelAttention",
     "EfficientLocalAttention",
+    "FakeQuant",
+    "FoldedNorm",
     "GatherExcite",
     "GlobalResponseNorm",
     "FusedInvertedResidual",
@@ -50,6 +59,9 @@ __all__ = [
     "LayerScale",
     "MobileAttention",
     "MultiQueryAttention",
+    "QuantConv2D",
+    "QuantDense",
+    "QuantDepthwiseConv2D",
     "RepConv",
     "ScaledWSConv2D",
     "SoftPooling2D",

@@ -1,7 +1,4 @@
-"""Training that knows of the integers that the device will compute with.
-
-Importing this also registers its layers, so that `keras.saving.load_model` knows them.
-"""
+"""Training that knows of the integers that the device will compute with."""
 
 from keras_convnets.quantization.aware import (
     FreezeBatchNorm,

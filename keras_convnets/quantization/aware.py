@@ -13,7 +13,7 @@ from keras_convnets.deploy.export import check_model
 from keras_convnets.deploy.litert import check_calibration
 from keras_convnets.graph.rewrite import graph_nodes, leaf_graph, rebuild
 from keras_convnets.layers.depthwise import DepthwiseConv2D
-from keras_convnets.quantization.fake import (
+from keras_convnets.layers.fake_quant import (
     FakeQuant,
     FoldedNorm,
     LeaveFloat,

@@ -14,7 +14,7 @@ from keras_convnets.deploy.export import check_model, check_packages, write_chec
 from keras_convnets.deploy.inspect import LiteRTFile
 from keras_convnets.deploy.litert import converter_of, run_converter, save_static
 from keras_convnets.deploy.runner import INSTALL, LiteRTModel
-from keras_convnets.quantization.fake import FakeQuant
+from keras_convnets.layers.fake_quant import FakeQuant
 from keras_convnets.quantization.inference import for_inference, run
 from keras_convnets.quantization.mirror import as_integers
 

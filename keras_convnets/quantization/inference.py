@@ -7,8 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_convnets.graph.rewrite import graph_nodes, leaf_graph, rebuild
-from keras_convnets.layers.rep import norm_affine, per_output, values
-from keras_convnets.quantization.fake import (
+from keras_convnets.layers.fake_quant import (
     FakeQuant,
     FoldedNorm,
     QuantConv2D,
@@ -16,6 +15,7 @@ from keras_convnets.quantization.fake import (
     QuantDepthwiseConv2D,
     kernel_scales,
 )
+from keras_convnets.layers.rep import norm_affine, per_output, values
 from keras_convnets.quantization.operators import MOVES, kind_of
 
 PRODUCTS = (QuantConv2D, QuantDense, QuantDepthwiseConv2D)

@@ -13,12 +13,12 @@ import numpy as np
 from keras import ops
 
 from keras_convnets.graph.rewrite import graph_nodes, leaf_graph, rebuild
-from keras_convnets.ops import depthwise_conv2d
-from keras_convnets.quantization.fake import (
+from keras_convnets.layers.fake_quant import (
     FakeQuant,
     QuantDepthwiseConv2D,
     kernel_scales,
 )
+from keras_convnets.ops import depthwise_conv2d
 from keras_convnets.quantization.inference import for_inference
 from keras_convnets.quantization.operators import FUSED, MOVES, kind_of
 

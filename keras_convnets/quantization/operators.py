@@ -15,8 +15,8 @@ from keras_convnets.graph.lower import MOST_TAPS, lower_products, once, open_lay
 from keras_convnets.graph.reparameterize import reparameterize
 from keras_convnets.graph.rewrite import graph_nodes, leaf_graph, rebuild, rewrite
 from keras_convnets.layers.depthwise import BlurPool2D, DepthwiseConv2D
+from keras_convnets.layers.fake_quant import FoldedNorm
 from keras_convnets.layers.rep import norm_affine
-from keras_convnets.quantization.fake import FoldedNorm
 
 # Exact types: a subclass may do something else with its kernel.
 DEPTHWISE = (layers.DepthwiseConv2D, DepthwiseConv2D)
