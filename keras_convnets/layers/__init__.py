@@ -12,6 +12,7 @@ from keras_convnets.layers.context_attention import (
     GatherExcite,
 )
 from keras_convnets.layers.conv import ConvNormAct, DepthwiseNormAct
+from keras_convnets.layers.deform import DCNv3, DCNv4, DeformConv2D
 from keras_convnets.layers.depthwise import BlurPool2D, DepthwiseConv2D
 from keras_convnets.layers.inverted import (
     ConvResidual,
@@ -37,6 +38,9 @@ __all__ = [
     "BlurPool2D",
     "ConvNormAct",
     "ConvResidual",
+    "DCNv3",
+    "DCNv4",
+    "DeformConv2D",
     "DepthwiseConv2D",
     "DepthwiseNormAct",
     "DropPath",

@@ -1,5 +1,6 @@
 """Heavy operators: a reference in keras.ops and fast routes for each backend."""
 
+from keras_convnets.ops.deform import deform_aggregate, deform_conv2d
 from keras_convnets.ops.depthwise import depthwise_conv2d
 from keras_convnets.ops.neighborhood import (
     aggregate_neighborhood,
@@ -7,4 +8,11 @@ from keras_convnets.ops.neighborhood import (
     taps_inside,
 )
 
-__all__ = ["aggregate_neighborhood", "depthwise_conv2d", "score_neighborhood", "taps_inside"]
+__all__ = [
+    "aggregate_neighborhood",
+    "deform_aggregate",
+    "deform_conv2d",
+    "depthwise_conv2d",
+    "score_neighborhood",
+    "taps_inside",
+]
