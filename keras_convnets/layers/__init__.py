@@ -28,6 +28,7 @@ from keras_convnets.layers.leaves import (
     make_divisible,
     stochastic_depth,
 )
+from keras_convnets.layers.points import DCLSConv1D, DCLSConv2D, SMPConv2D
 from keras_convnets.layers.pooling import SoftPooling2D
 from keras_convnets.layers.rep import RepConv
 from keras_convnets.layers.standardized import ScaledWSConv2D
@@ -38,6 +39,8 @@ __all__ = [
     "BlurPool2D",
     "ConvNormAct",
     "ConvResidual",
+    "DCLSConv1D",
+    "DCLSConv2D",
     "DCNv3",
     "DCNv4",
     "DeformConv2D",
@@ -55,6 +58,7 @@ __all__ = [
     "MobileAttention",
     "MultiQueryAttention",
     "RepConv",
+    "SMPConv2D",
     "ScaledWSConv2D",
     "SoftPooling2D",
     "SqueezeExcite",

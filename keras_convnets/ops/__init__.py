@@ -7,12 +7,15 @@ from keras_convnets.ops.neighborhood import (
     score_neighborhood,
     taps_inside,
 )
+from keras_convnets.ops.points import point_kernel, spaced_kernel
 
 __all__ = [
     "aggregate_neighborhood",
     "deform_aggregate",
     "deform_conv2d",
     "depthwise_conv2d",
+    "point_kernel",
     "score_neighborhood",
+    "spaced_kernel",
     "taps_inside",
 ]
