@@ -6,6 +6,7 @@ from keras_convnets.layers.channel_attention import (
     EffectiveSqueezeExcite,
     EfficientChannelAttention,
 )
+from keras_convnets.layers.condconv import CondConv2D, ExpertRouting
 from keras_convnets.layers.context_attention import (
     CBAM,
     EfficientLocalAttention,
@@ -29,7 +30,7 @@ from keras_convnets.layers.leaves import (
     stochastic_depth,
 )
 from keras_convnets.layers.points import DCLSConv1D, DCLSConv2D, SMPConv2D
-from keras_convnets.layers.pooling import SoftPooling2D
+from keras_convnets.layers.pooling import SoftPooling1D, SoftPooling2D, SoftPooling3D
 from keras_convnets.layers.rep import RepConv
 from keras_convnets.layers.standardized import ScaledWSConv2D
 
@@ -37,6 +38,7 @@ __all__ = [
     "CBAM",
     "Block",
     "BlurPool2D",
+    "CondConv2D",
     "ConvNormAct",
     "ConvResidual",
     "DCLSConv1D",
@@ -50,6 +52,7 @@ __all__ = [
     "EffectiveSqueezeExcite",
     "EfficientChannelAttention",
     "EfficientLocalAttention",
+    "ExpertRouting",
     "GatherExcite",
     "GlobalResponseNorm",
     "FusedInvertedResidual",
@@ -60,7 +63,9 @@ __all__ = [
     "RepConv",
     "SMPConv2D",
     "ScaledWSConv2D",
+    "SoftPooling1D",
     "SoftPooling2D",
+    "SoftPooling3D",
     "SqueezeExcite",
     "UniversalBottleneck",
     "make_divisible",

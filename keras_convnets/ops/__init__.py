@@ -7,6 +7,7 @@ from keras_convnets.ops.neighborhood import (
     score_neighborhood,
     taps_inside,
 )
+from keras_convnets.ops.per_example import per_example_conv2d
 from keras_convnets.ops.points import point_kernel, spaced_kernel
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "deform_aggregate",
     "deform_conv2d",
     "depthwise_conv2d",
+    "per_example_conv2d",
     "point_kernel",
     "score_neighborhood",
     "spaced_kernel",
