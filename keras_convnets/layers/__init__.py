@@ -15,6 +15,7 @@ from keras_convnets.layers.context_attention import (
 from keras_convnets.layers.conv import ConvNormAct, DepthwiseNormAct
 from keras_convnets.layers.deform import DCNv3, DCNv4, DeformConv2D
 from keras_convnets.layers.depthwise import BlurPool2D, DepthwiseConv2D
+from keras_convnets.layers.hypercomplex import PHCConv2D, PHCDense
 from keras_convnets.layers.inverted import (
     ConvResidual,
     FusedInvertedResidual,
@@ -32,6 +33,7 @@ from keras_convnets.layers.leaves import (
 from keras_convnets.layers.points import DCLSConv1D, DCLSConv2D, SMPConv2D
 from keras_convnets.layers.pooling import SoftPooling1D, SoftPooling2D, SoftPooling3D
 from keras_convnets.layers.rep import RepConv
+from keras_convnets.layers.spatial import PartialPadConv2D, SpaceToDepth2D, SPDConv2D
 from keras_convnets.layers.standardized import ScaledWSConv2D
 
 __all__ = [
@@ -60,12 +62,17 @@ __all__ = [
     "LayerScale",
     "MobileAttention",
     "MultiQueryAttention",
+    "PHCConv2D",
+    "PHCDense",
+    "PartialPadConv2D",
     "RepConv",
     "SMPConv2D",
+    "SPDConv2D",
     "ScaledWSConv2D",
     "SoftPooling1D",
     "SoftPooling2D",
     "SoftPooling3D",
+    "SpaceToDepth2D",
     "SqueezeExcite",
     "UniversalBottleneck",
     "make_divisible",

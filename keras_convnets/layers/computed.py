@@ -42,9 +42,13 @@ class ComputedConv2D(keras.layers.Layer):
         if self.use_bias:
             self.bias = self.add_weight(name="bias", shape=(self.filters,), initializer="zeros")
 
-    def call(self, x):
+    def convolved(self, x):
+        """The output without the bias."""
         kernel = ops.cast(self.dense_kernel(), x.dtype)
-        y = convolve(x, kernel, self.strides, self.padding)
+        return convolve(x, kernel, self.strides, self.padding)
+
+    def call(self, x):
+        y = self.convolved(x)
         return y if self.bias is None else ops.add(y, self.bias)
 
     def compute_output_shape(self, input_shape):

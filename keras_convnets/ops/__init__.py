@@ -2,6 +2,7 @@
 
 from keras_convnets.ops.deform import deform_aggregate, deform_conv2d
 from keras_convnets.ops.depthwise import depthwise_conv2d
+from keras_convnets.ops.hypercomplex import kronecker_sum
 from keras_convnets.ops.neighborhood import (
     aggregate_neighborhood,
     score_neighborhood,
@@ -15,6 +16,7 @@ __all__ = [
     "deform_aggregate",
     "deform_conv2d",
     "depthwise_conv2d",
+    "kronecker_sum",
     "per_example_conv2d",
     "point_kernel",
     "score_neighborhood",
