@@ -33,10 +33,12 @@ from keras_convnets.layers.leaves import (
 from keras_convnets.layers.points import DCLSConv1D, DCLSConv2D, SMPConv2D
 from keras_convnets.layers.pooling import SoftPooling1D, SoftPooling2D, SoftPooling3D
 from keras_convnets.layers.rep import RepConv
+from keras_convnets.layers.rotation import ARCConv2D
 from keras_convnets.layers.spatial import PartialPadConv2D, SpaceToDepth2D, SPDConv2D
 from keras_convnets.layers.standardized import ScaledWSConv2D
 
 __all__ = [
+    "ARCConv2D",
     "CBAM",
     "Block",
     "BlurPool2D",

@@ -10,6 +10,7 @@ from keras_convnets.ops.neighborhood import (
 )
 from keras_convnets.ops.per_example import per_example_conv2d
 from keras_convnets.ops.points import point_kernel, spaced_kernel
+from keras_convnets.ops.rotation import rotate_kernels
 
 __all__ = [
     "aggregate_neighborhood",
@@ -19,6 +20,7 @@ __all__ = [
     "kronecker_sum",
     "per_example_conv2d",
     "point_kernel",
+    "rotate_kernels",
     "score_neighborhood",
     "spaced_kernel",
     "taps_inside",
