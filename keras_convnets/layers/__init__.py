@@ -15,6 +15,7 @@ from keras_convnets.layers.context_attention import (
 from keras_convnets.layers.conv import ConvNormAct, DepthwiseNormAct
 from keras_convnets.layers.deform import DCNv3, DCNv4, DeformConv2D
 from keras_convnets.layers.depthwise import BlurPool2D, DepthwiseConv2D
+from keras_convnets.layers.frequency import FDConv2D
 from keras_convnets.layers.hypercomplex import PHCConv2D, PHCDense
 from keras_convnets.layers.inverted import (
     ConvResidual,
@@ -57,6 +58,7 @@ __all__ = [
     "EfficientChannelAttention",
     "EfficientLocalAttention",
     "ExpertRouting",
+    "FDConv2D",
     "GatherExcite",
     "GlobalResponseNorm",
     "FusedInvertedResidual",

@@ -2,6 +2,7 @@
 
 from keras_convnets.ops.deform import deform_aggregate, deform_conv2d
 from keras_convnets.ops.depthwise import depthwise_conv2d
+from keras_convnets.ops.frequency import frequency_bands, weighted_spectrum
 from keras_convnets.ops.hypercomplex import kronecker_sum
 from keras_convnets.ops.neighborhood import (
     aggregate_neighborhood,
@@ -17,6 +18,7 @@ __all__ = [
     "deform_aggregate",
     "deform_conv2d",
     "depthwise_conv2d",
+    "frequency_bands",
     "kronecker_sum",
     "per_example_conv2d",
     "point_kernel",
@@ -24,4 +26,5 @@ __all__ = [
     "score_neighborhood",
     "spaced_kernel",
     "taps_inside",
+    "weighted_spectrum",
 ]
