@@ -141,8 +141,8 @@ class DCNv4(Block):
 
     Xiong et al. 2024 (https://arxiv.org/abs/2401.06197, section 3). The outputs of `offset_mask`
     are, for each group, the offsets and then the masks of its points; so many follow that are not
-    used that their number is a multiple of 8, as published weights have it. Input and output:
-    (batch, height, width, channels).
+    used that their number is a multiple of 8, as published weights have it. They start as zeros,
+    and so does the output. Input and output: (batch, height, width, channels).
 
     Args:
         channels, kernel_size, dilation_rate, groups, offset_scale, remove_center: as in `DCNv3`.
