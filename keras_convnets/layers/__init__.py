@@ -6,12 +6,14 @@ from keras_convnets.layers.channel_attention import (
     EffectiveSqueezeExcite,
     EfficientChannelAttention,
 )
+from keras_convnets.layers.condconv import CondConv2D, ExpertRouting
 from keras_convnets.layers.context_attention import (
     CBAM,
     EfficientLocalAttention,
     GatherExcite,
 )
 from keras_convnets.layers.conv import ConvNormAct, DepthwiseNormAct
+from keras_convnets.layers.deform import DCNv3, DCNv4, DeformConv2D
 from keras_convnets.layers.depthwise import BlurPool2D, DepthwiseConv2D
 from keras_convnets.layers.fake_quant import (
     FakeQuant,
@@ -20,6 +22,8 @@ from keras_convnets.layers.fake_quant import (
     QuantDense,
     QuantDepthwiseConv2D,
 )
+from keras_convnets.layers.frequency import FDConv2D
+from keras_convnets.layers.hypercomplex import PHCConv2D, PHCDense
 from keras_convnets.layers.inverted import (
     ConvResidual,
     FusedInvertedResidual,
@@ -34,37 +38,57 @@ from keras_convnets.layers.leaves import (
     make_divisible,
     stochastic_depth,
 )
-from keras_convnets.layers.pooling import SoftPooling2D
+from keras_convnets.layers.points import DCLSConv1D, DCLSConv2D, SMPConv2D
+from keras_convnets.layers.pooling import SoftPooling1D, SoftPooling2D, SoftPooling3D
 from keras_convnets.layers.rep import RepConv
+from keras_convnets.layers.rotation import ARCConv2D
+from keras_convnets.layers.spatial import PartialPadConv2D, SpaceToDepth2D, SPDConv2D
 from keras_convnets.layers.standardized import ScaledWSConv2D
 
 __all__ = [
-    "CBAM",
+    "ARCConv2D",
     "Block",
     "BlurPool2D",
+    "CBAM",
+    "CondConv2D",
     "ConvNormAct",
     "ConvResidual",
+    "DCLSConv1D",
+    "DCLSConv2D",
+    "DCNv3",
+    "DCNv4",
+    "DeformConv2D",
     "DepthwiseConv2D",
     "DepthwiseNormAct",
     "DropPath",
     "EffectiveSqueezeExcite",
     "EfficientChannelAttention",
     "EfficientLocalAttention",
+    "ExpertRouting",
     "FakeQuant",
+    "FDConv2D",
     "FoldedNorm",
+    "FusedInvertedResidual",
     "GatherExcite",
     "GlobalResponseNorm",
-    "FusedInvertedResidual",
     "InvertedResidual",
     "LayerScale",
     "MobileAttention",
     "MultiQueryAttention",
+    "PartialPadConv2D",
+    "PHCConv2D",
+    "PHCDense",
     "QuantConv2D",
     "QuantDense",
     "QuantDepthwiseConv2D",
     "RepConv",
     "ScaledWSConv2D",
+    "SMPConv2D",
+    "SoftPooling1D",
     "SoftPooling2D",
+    "SoftPooling3D",
+    "SpaceToDepth2D",
+    "SPDConv2D",
     "SqueezeExcite",
     "UniversalBottleneck",
     "make_divisible",

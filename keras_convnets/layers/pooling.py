@@ -2,12 +2,59 @@
 
 from __future__ import annotations
 
+import itertools
+
 import keras
 from keras import ops
 
 
+class _SoftPooling(keras.layers.Layer):
+    axes: int
+
+    def __init__(self, pool_size: int = 2, strides: int | None = None, **kwargs):
+        super().__init__(**kwargs)
+        self.pool_size = pool_size
+        self.strides = strides or pool_size
+
+    def call(self, x):
+        sizes = [self._outputs(size) for size in ops.shape(x)[1:-1]]
+        views = []
+        for place in itertools.product(range(self.pool_size), repeat=self.axes):
+            reach = [
+                slice(first, first + (size - 1) * self.strides + 1, self.strides)
+                for first, size in zip(place, sizes)
+            ]
+            views.append(x[(slice(None), *reach)])
+        windows = ops.stack(views)
+        # Not `ops.softmax`, which takes at most 5 axes on TensorFlow.
+        weights = ops.cast(windows, "float32")
+        weights = ops.exp(weights - ops.stop_gradient(ops.max(weights, axis=0)))
+        weights = weights / ops.sum(weights, axis=0)
+        return ops.sum(ops.cast(weights, x.dtype) * windows, axis=0)
+
+    def compute_output_shape(self, input_shape):
+        if len(input_shape) != self.axes + 2:
+            raise ValueError(
+                f"{type(self).__name__}: the input must have {self.axes + 2} axes, batch first and "
+                f"channels last. Received: {tuple(input_shape)}"
+            )
+        batch, *sizes, channels = input_shape
+        if any(size is not None and size < self.pool_size for size in sizes):
+            raise ValueError(
+                f"{type(self).__name__}: the input must be at least as large as "
+                f"pool_size={self.pool_size}. Received: {tuple(input_shape)}"
+            )
+        return (batch, *(size and self._outputs(size) for size in sizes), channels)
+
+    def build(self, input_shape):
+        self.compute_output_shape(input_shape)
+
+    def _outputs(self, size):
+        return (size - self.pool_size) // self.strides + 1
+
+
 @keras.saving.register_keras_serializable("keras_convnets")
-class SoftPooling2D(keras.layers.Layer):
+class SoftPooling2D(_SoftPooling):
     """sum of exp(x) * x over the sum of exp(x), of each window and channel: a soft maximum.
 
     Stergiou et al. 2021 (https://arxiv.org/abs/2101.00440), equations 1 and 2. Input:
@@ -19,32 +66,24 @@ class SoftPooling2D(keras.layers.Layer):
 
     Args:
         pool_size: side of the window.
-        strides: in both directions; default: `pool_size`.
+        strides: in all directions; default: `pool_size`.
+
+    Raises:
+        ValueError: for an input of another rank or smaller than the window.
     """
 
-    def __init__(self, pool_size: int = 2, strides: int | None = None, **kwargs):
-        super().__init__(**kwargs)
-        self.pool_size = pool_size
-        self.strides = strides or pool_size
+    axes = 2
 
-    def call(self, x):
-        height, width = (self._outputs(size) for size in ops.shape(x)[1:3])
-        windows = ops.stack(
-            [
-                x[:, row : row + (height - 1) * self.strides + 1 : self.strides][
-                    :, :, column : column + (width - 1) * self.strides + 1 : self.strides
-                ]
-                for row in range(self.pool_size)
-                for column in range(self.pool_size)
-            ]
-        )
-        weights = ops.softmax(ops.cast(windows, "float32"), axis=0)
-        return ops.sum(ops.cast(weights, x.dtype) * windows, axis=0)
 
-    def compute_output_shape(self, input_shape):
-        batch, height, width, channels = input_shape
-        sizes = (size and self._outputs(size) for size in (height, width))
-        return (batch, *sizes, channels)
+@keras.saving.register_keras_serializable("keras_convnets")
+class SoftPooling1D(_SoftPooling):
+    """`SoftPooling2D` along one axis. Input: (batch, length, channels)."""
 
-    def _outputs(self, size):
-        return (size - self.pool_size) // self.strides + 1
+    axes = 1
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
+class SoftPooling3D(_SoftPooling):
+    """`SoftPooling2D` along three axes. Input: (batch, depth, height, width, channels)."""
+
+    axes = 3

@@ -1,10 +1,30 @@
 """Heavy operators: a reference in keras.ops and fast routes for each backend."""
 
+from keras_convnets.ops.deform import deform_aggregate, deform_conv2d
 from keras_convnets.ops.depthwise import depthwise_conv2d
+from keras_convnets.ops.frequency import frequency_bands, weighted_spectrum
+from keras_convnets.ops.hypercomplex import kronecker_sum
 from keras_convnets.ops.neighborhood import (
     aggregate_neighborhood,
     score_neighborhood,
     taps_inside,
 )
+from keras_convnets.ops.per_example import per_example_conv2d
+from keras_convnets.ops.points import point_kernel, spaced_kernel
+from keras_convnets.ops.rotation import rotate_kernels
 
-__all__ = ["aggregate_neighborhood", "depthwise_conv2d", "score_neighborhood", "taps_inside"]
+__all__ = [
+    "aggregate_neighborhood",
+    "deform_aggregate",
+    "deform_conv2d",
+    "depthwise_conv2d",
+    "frequency_bands",
+    "kronecker_sum",
+    "per_example_conv2d",
+    "point_kernel",
+    "rotate_kernels",
+    "score_neighborhood",
+    "spaced_kernel",
+    "taps_inside",
+    "weighted_spectrum",
+]

@@ -6,11 +6,14 @@ from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 from keras_convnets.ops import _depthwise_routes as routes
 from keras_convnets.ops._dispatch import Plan, plan
 from keras_convnets.ops._geometry import windows, zeros_around
+from keras_convnets.ops.depthwise import reference
 
 
 @tf.autograph.experimental.do_not_convert  # no control flow to convert, and seconds to save
 def depthwise_conv2d(x, kernel, strides, padding, dilation_rate):
-    if None in x.shape[1:3]:
+    if x.shape[3] is None and platform() == "tensorflow_xla_cpu":
+        return reference(x, kernel, strides, padding, dilation_rate)  # 40 times faster than native
+    if None in x.shape[1:]:
         return native(x, kernel, strides, padding, dilation_rate)
     rows, columns = windows(x.shape, kernel.shape, strides, padding, dilation_rate)
     chosen = plan(platform(), rows, columns)

@@ -1,0 +1,117 @@
+"""Convolution with kernels mixed for each example."""
+
+from __future__ import annotations
+
+import keras
+from keras import ops
+
+from keras_convnets.layers.block import Block
+from keras_convnets.layers.initializers import TORCH_UNIFORM, FanOutNormal
+from keras_convnets.ops import _geometry as geometry
+from keras_convnets.ops import per_example_conv2d
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
+class ExpertRouting(Block):
+    """sigmoid(dense(mean of the map)): how much of each expert an example gets.
+
+    Yang et al. 2019 (https://arxiv.org/abs/1904.04971, equation 2). Input: (batch, height, width,
+    channels). Output: (batch, experts). The convolutions of one EfficientNet block share it.
+    """
+
+    def __init__(self, experts: int = 4, **kwargs):
+        super().__init__(**kwargs)
+        self.pool = keras.layers.GlobalAveragePooling2D()
+        self.weigh = keras.layers.Dense(
+            experts, activation="sigmoid", kernel_initializer=TORCH_UNIFORM
+        )
+
+    def call(self, x):
+        return self.weigh(self.pool(x))
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
+class CondConv2D(keras.layers.Layer):
+    """Convolution whose kernel and bias are, for each example, a weighted sum of experts.
+
+    Yang et al. 2019 (CondConv, https://arxiv.org/abs/1904.04971, equation 1). Input: a list of x,
+    (batch, height, width, channels), and the weights, (batch, experts), such as `ExpertRouting`
+    gives. Output: (batch, out_height, out_width, filters).
+
+    Args:
+        filters: output channels.
+        kernel_size: int or (height, width).
+        strides: int or (vertical, horizontal).
+        padding: `"same"`, `"valid"`, or an int or (vertical, horizontal): that many zeros on both
+            sides, PyTorch's convention.
+        dilation_rate: int or (vertical, horizontal).
+        groups: of the convolution; equal to `filters` and the channels, it is depthwise.
+        experts: how many kernels are mixed.
+        use_bias: whether to add a bias per filter, mixed as the kernels are.
+
+    Raises:
+        ValueError: for sizes that are none, groups that do not divide the channels, or weights for
+            another number of experts.
+    """
+
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: int | tuple[int, int] = 3,
+        strides: int | tuple[int, int] = 1,
+        padding: str | int | tuple[int, int] = "same",
+        dilation_rate: int | tuple[int, int] = 1,
+        groups: int = 1,
+        experts: int = 4,
+        use_bias: bool = False,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.filters, self.groups, self.experts = filters, groups, experts
+        self.use_bias = use_bias
+        self.kernel_size = geometry.pair(kernel_size, "kernel_size", 1)
+        self.strides = geometry.pair(strides, "strides", 1)
+        self.padding = geometry.resolve_padding(padding)
+        self.dilation_rate = geometry.pair(dilation_rate, "dilation_rate", 1)
+
+    def build(self, input_shape):
+        self.compute_output_shape(input_shape)
+        channels = input_shape[0][-1]
+        self.kernel = self.add_weight(
+            name="kernel",
+            shape=(self.experts, *self.kernel_size, channels // self.groups, self.filters),
+            # Counts the experts as further kernel positions, which the groups undo.
+            initializer=FanOutNormal(self.groups * self.experts),
+        )
+        self.bias = None
+        if self.use_bias:
+            self.bias = self.add_weight(
+                name="bias", shape=(self.experts, self.filters), initializer="zeros"
+            )
+
+    def call(self, inputs):
+        x, weights = inputs
+        kernel = ops.matmul(weights, ops.reshape(self.kernel, (self.experts, -1)))
+        kernel = ops.reshape(kernel, (-1, *self.kernel.shape[1:]))
+        y = per_example_conv2d(x, kernel, self.strides, self.padding, self.dilation_rate)
+        if self.bias is None:
+            return y
+        return y + ops.expand_dims(ops.matmul(weights, self.bias), (1, 2))
+
+    def compute_output_shape(self, input_shape):
+        x, weights = input_shape
+        if len(weights) != 2 or weights[1] != self.experts:
+            raise ValueError(
+                f"CondConv2D: the weights must be (batch, experts) with experts={self.experts}. "
+                f"Received: {tuple(weights)}"
+            )
+        if x[-1] is None or x[-1] % self.groups or self.filters % self.groups:
+            raise ValueError(
+                f"CondConv2D: groups={self.groups} must divide filters={self.filters} and the "
+                f"channels of the input. Received: {tuple(x)}"
+            )
+        kernel_shape = (*self.kernel_size, x[-1], 1)
+        shape = geometry.output_shape(
+            x, kernel_shape, self.strides, self.padding, self.dilation_rate
+        )
+        return (*shape[:3], self.filters)

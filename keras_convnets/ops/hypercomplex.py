@@ -1,0 +1,34 @@
+"""Kernels of parameterised hypercomplex layers."""
+
+from __future__ import annotations
+
+from keras import ops
+
+
+def kronecker_sum(rules, blocks):
+    """sum over i of the Kronecker product of rules[i] and blocks[i], along the last two axes.
+
+    It is a multiplication in a hypercomplex algebra of n dimensions whose rules are learned: fixed
+    ones give complex numbers (n = 2) or quaternions (n = 4). Zhang et al. 2021
+    (https://arxiv.org/abs/2102.08597, equation 3); Grassucci et al. 2021
+    (https://arxiv.org/abs/2110.04176, equation 5) for convolutions.
+
+    Args:
+        rules: `(n, n, n)`, float: of each product the axes of the inputs, then of the outputs.
+        blocks: `(n, ..., channels / n, filters / n)`, float.
+
+    Returns:
+        `(..., channels, filters)`, a kernel of `n` times fewer numbers, but for the rules.
+
+    Raises:
+        ValueError: for shapes that do not fit each other.
+    """
+    n, *spatial, inputs, outputs = blocks.shape
+    if len(blocks.shape) < 3 or tuple(rules.shape) != (n, n, n):
+        raise ValueError(
+            "`rules` must be (n, n, n), and `blocks` (n, ..., channels / n, filters / n). "
+            f"Received: rules.shape={tuple(rules.shape)}, blocks.shape={tuple(blocks.shape)}"
+        )
+    blocks = ops.reshape(blocks, (n, -1, inputs, outputs))
+    kernel = ops.einsum("nij,nkab->kiajb", rules, blocks)
+    return ops.reshape(kernel, (*spatial, n * inputs, n * outputs))
