@@ -7,6 +7,9 @@ import sys
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Test processes share the cores: more threads in each wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 # PyTorch's builds for CUDA bring triton, whose LLVM crashes a process that has TensorFlow's too.
 # PyTorch looks for it and does without, and so do these tests.
 sys.modules["triton"] = None
