@@ -15,6 +15,11 @@ from keras_convnets.registry import Checkpoint
 from keras_convnets.weights import save_state_dict
 from keras_convnets.weights.readers import read_state
 
+converts_itself = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow",
+    reason="a child process converts, see the tests of the functions that these commands call",
+)
+
 
 @pytest.fixture(autouse=True)
 def wide(monkeypatch):
@@ -151,6 +156,7 @@ def folder(photograph):
     return photograph.parent
 
 
+@converts_itself
 def test_export(folder, tmp_path, capsys):
     from keras_convnets.deploy import LiteRTModel
 
@@ -171,6 +177,7 @@ def test_export(folder, tmp_path, capsys):
     np.testing.assert_allclose(scores, model.predict(image[None], verbose=0), atol=0.05)
 
 
+@converts_itself
 def test_export_onnx(tmp_path, capsys):
     import onnxruntime
 
@@ -183,6 +190,7 @@ def test_export_onnx(tmp_path, capsys):
     np.testing.assert_allclose(scores, model.predict(image, verbose=0), atol=1e-6)
 
 
+@converts_itself
 def test_report(folder, tmp_path, capsys):
     from keras_convnets.deploy.report import FORMS
 

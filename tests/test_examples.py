@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import keras
 import nbformat
 import pytest
 from nbclient import NotebookClient
@@ -15,6 +16,10 @@ def notebook():
     return nbformat.read(EXAMPLES / "fine_tuning.ipynb", as_version=4)
 
 
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow",
+    reason="says nothing of backends, on each of which the quickstart runs",
+)
 def test_fine_tuning(notebook, tmp_path, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     source = "print('checked', probe_accuracy, keras_accuracy, litert_accuracy)"

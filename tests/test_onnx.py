@@ -58,6 +58,7 @@ def test_file_equals_the_model_for_any_batch(name, opset, tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@converts_itself
 def test_exact_gelu_is_exact(tmp_path):
     x = keras.Input((4, 4, 3))
     model = keras.Model(x, keras.layers.Activation("gelu")(x))
@@ -79,6 +80,7 @@ def test_branches_are_merged_and_norms_folded(tmp_path):
     assert "BatchNormalization" not in kinds and kinds.count("Add") <= 1  # the classifier's bias
 
 
+@converts_itself
 @pytest.mark.parametrize("padding, strides, rate", [("same", 2, 1), ("valid", 1, 2)])
 def test_grouped_convolution_stays_one_operator(padding, strides, rate, tmp_path):
     x = keras.Input((9, 11, 8))
