@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from keras_convnets.graph.rewrite import graph_nodes, leaf_graph, rebuild
+from keras_convnets.graph.rewrite import consumers_of, graph_nodes, leaf_graph, rebuild
 from keras_convnets.layers.leaves import DropPath
 from keras_convnets.layers.rep import DEPTHWISE, TRANSPOSED, norm_affine, per_output
 
@@ -81,10 +81,7 @@ class _Plan:
         self.nodes = graph_nodes(graph)
         self.calls = Counter(node.operation for node in self.nodes)
         self.producer = {id(x): node for node in self.nodes for x in node.outputs}
-        self.consumers = {}
-        for node in self.nodes:
-            for x in node.input_tensors:
-                self.consumers.setdefault(id(x), []).append(node)
+        self.consumers = consumers_of(self.nodes)
         self.outputs = set(map(id, graph.outputs))
         self.folded = set()
         self.changed = {}  # operation: its `_Linear` or `_Norm`

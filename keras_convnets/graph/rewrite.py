@@ -32,6 +32,15 @@ def graph_nodes(graph: keras.Model) -> list:
     return [node for _, nodes in by_depth for node in nodes if not node.is_input]
 
 
+def consumers_of(nodes: list) -> dict[int, list]:
+    """The nodes that read a tensor, by the tensor's id; once for each time they do."""
+    consumers = {}
+    for node in nodes:
+        for x in node.input_tensors:
+            consumers.setdefault(id(x), []).append(node)
+    return consumers
+
+
 def rewrite(
     model: keras.Model, replace: Callable[[keras.Operation, object], Callable | None]
 ) -> keras.Model:

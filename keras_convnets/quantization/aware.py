@@ -11,7 +11,7 @@ from keras import layers, ops
 
 from keras_convnets.deploy.export import check_model
 from keras_convnets.deploy.litert import check_calibration
-from keras_convnets.graph.rewrite import graph_nodes, leaf_graph, rebuild
+from keras_convnets.graph.rewrite import consumers_of, graph_nodes, leaf_graph, rebuild
 from keras_convnets.layers.depthwise import DepthwiseConv2D
 from keras_convnets.layers.fake_quant import (
     FakeQuant,
@@ -127,10 +127,7 @@ class _Plan:
         self.graph = graph
         self.weight_bits = weight_bits
         self.nodes = graph_nodes(graph)
-        self.consumers = {}
-        for node in self.nodes:
-            for x in node.input_tensors:
-                self.consumers.setdefault(id(x), []).append(node)
+        self.consumers = consumers_of(self.nodes)
         self.outputs = set(map(id, graph.outputs))
         self.float = self._kept(keep_float)
         self._check_operators()

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_convnets.graph.rewrite import graph_nodes, leaf_graph, rebuild
+from keras_convnets.graph.rewrite import consumers_of, graph_nodes, leaf_graph, rebuild
 from keras_convnets.layers.fake_quant import (
     FakeQuant,
     FoldedNorm,
@@ -44,10 +44,7 @@ class _Form:
 
     def __init__(self, graph):
         self.nodes = graph_nodes(graph)
-        self.consumers = {}
-        for node in self.nodes:
-            for x in node.input_tensors:
-                self.consumers.setdefault(id(x), []).append(node)
+        self.consumers = consumers_of(self.nodes)
         self.ranges = {}  # id of a tensor: the FakeQuant that it is rounded by
         self.built = {}
         for node in self.nodes:

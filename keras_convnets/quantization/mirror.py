@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_convnets.graph.rewrite import graph_nodes, leaf_graph, rebuild
+from keras_convnets.graph.rewrite import consumers_of, graph_nodes, leaf_graph, rebuild
 from keras_convnets.layers.fake_quant import (
     FakeQuant,
     QuantDepthwiseConv2D,
@@ -42,10 +42,7 @@ def as_integers(model: keras.Model) -> keras.Model:
 class _Mirror:
     def __init__(self, graph):
         self.nodes = graph_nodes(graph)
-        self.consumers = {}
-        for node in self.nodes:
-            for x in node.input_tensors:
-                self.consumers.setdefault(id(x), []).append(node)
+        self.consumers = consumers_of(self.nodes)
         self.ranges = {}
         for node in self.nodes:
             if isinstance(node.operation, FakeQuant):
