@@ -67,7 +67,9 @@ class FakeQuant(layers.Layer):
     def call(self, x, training=False, observe=True):
         if training and observe and not self.fixed:
             self._follow(ops.stop_gradient(x))
-        return fake_quant_with_min_max_vars(x, self.minimum, self.maximum)
+        # Sums are copies: PyTorch refuses gradients by what the next call overwrites.
+        minimum, maximum = (edge + 0.0 if training else edge for edge in (self.minimum, self.maximum))
+        return fake_quant_with_min_max_vars(x, minimum, maximum)
 
     def _follow(self, x):
         x = ops.cast(x, "float32")

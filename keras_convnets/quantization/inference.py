@@ -107,7 +107,11 @@ def _folded(layer, norm, node, step):
         scale, center = norm_affine(norm)
         kernel, shift = kernel * per_output(layer, scale), shift * scale + center
     kernel = kernel.astype("float32")
-    steps = step * kernel_scales(kernel, layer.bits, isinstance(layer, QuantDepthwiseConv2D))
+    scales = kernel_scales(kernel, layer.bits, isinstance(layer, QuantDepthwiseConv2D))
+    # Rounded here, as the converter may take a weight in the middle of two steps to the other one.
+    steps = per_output(layer, scales)
+    kernel = (np.round(kernel / steps) * steps).astype("float32")
+    steps = step * scales
     integers = np.round(shift / steps)
     if not (np.abs(integers) < 2**31).all():
         raise ValueError(

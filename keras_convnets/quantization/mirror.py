@@ -68,11 +68,12 @@ class _Mirror:
         return make(operation, node, inputs, output)
 
     def _rounding(self, tensor):
-        """The FakeQuant that a tensor comes to, beyond an activation that is fused."""
+        """The FakeQuant that a tensor comes to, beyond an activation that is fused and the end of
+        a dense layer."""
         for node in self.consumers.get(id(tensor), ()):
             if isinstance(node.operation, FakeQuant):
                 return node.operation
-            if kind_of(node.operation) in FUSED:
+            if kind_of(node.operation) in {*FUSED, "Reshape"}:
                 return self._rounding(node.outputs[0])
         return None
 
@@ -81,7 +82,7 @@ def _product(layer, node, inputs, output):
     step, out = _step(inputs[0]), _step(output)
     depthwise = isinstance(layer, QuantDepthwiseConv2D)
     kernel = ops.convert_to_numpy(layer.kernel)
-    steps = kernel_scales(kernel, layer.bits, depthwise)
+    steps = kernel_scales(kernel, layer.bits, depthwise).astype("float64")
     kernel = np.round(kernel / (steps[:, None] if depthwise else steps)).astype("float32")
     bias = np.zeros(len(steps))
     if layer.bias is not None:
@@ -149,13 +150,19 @@ def _zero_point(quantizer):
 def _rescale(factors: np.ndarray, away: np.ndarray | bool = False):
     """Integers times factors: first to the power of two below a factor, then to the nearest step;
     of two that are equally near, to the upper one or away from zero."""
-    bits = np.maximum(-np.frexp(factors)[1], 0)
-    factors, parts = factors.astype("float32"), np.exp2(bits).astype("float32")
+    parts = np.exp2(np.maximum(-np.frexp(factors)[1], 0))
+    # A sum of 24 bits times a factor of 31 is exact in three products that float32 holds.
+    coarse = np.floor(4096 * factors * parts)
+    fine = (factors * parts - coarse / 4096).astype("float32")
+    coarse, parts = coarse.astype("float32"), parts.astype("float32")
     least = np.where(away, np.float32(0.5), np.float32(0.0))
     least = 0.25 * least / parts  # less than the next value below a half
 
     def rescaled(x):
-        x = ops.floor(x * (factors * parts) + 0.5) / parts
+        high = ops.floor(x / 4096)
+        low = (x - 4096 * high) * coarse / 4096
+        whole = ops.floor(low)
+        x = (high * coarse + whole + ops.floor(low - whole + x * fine + 0.5)) / parts
         return ops.floor(x + 0.5 - ops.where(x < 0, least, 0.0))
 
     return rescaled
