@@ -86,6 +86,7 @@ def outputs(model, x):
 
 
 def fit(model, x, epochs=1, callbacks=()):
+    keras.utils.set_random_seed(0)
     model.compile(
         keras.optimizers.Adam(1e-3),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -184,9 +185,7 @@ def test_trains_saves_and_loads(tmp_path):
     exact = outputs(quantization.as_integers(loaded), x)
     file = LiteRTModel(path, xnnpack=False)
     steps = np.abs(file.predict(x)[0] - exact) / file.output_scales[0]
-    # One value that is rounded otherwise early on was seen to become two steps in a logit. That
-    # additions, which are not mirrored, are where it comes from has not been shown.
-    assert steps.max() < 2.01 and np.mean(steps < 0.01) > 0.9
+    assert steps.max() < 0.01, f"{steps.max():.2f} steps"
 
 
 def test_frozen_statistics_stay_in_the_middle_of_training():
@@ -217,16 +216,17 @@ def test_folding_changes_nothing_but_the_rounding_of_biases():
 
 @converts_itself
 @pytest.mark.parametrize(
-    "name, most",
+    "name",
     [
-        ("resnet_test", 1),
-        ("mobilenetv2_test", 1),
-        ("mobilenetv3_test", 2),
-        ("repvgg_test", 1),
-        ("densenet_test", 1),
+        "resnet_test",
+        "mobilenetv2_test",
+        "mobilenetv3_test",
+        "efficientnet_test",
+        "repvgg_test",
+        "densenet_test",
     ],
 )
-def test_the_file_computes_what_the_model_does(name, most, tmp_path):
+def test_the_file_computes_what_the_model_does(name, tmp_path):
     model, x = float_model(name)
     quantized = quantization.quantize_aware(model, calibration=x)
     path = quantization.export_litert(quantized, tmp_path / "model.tflite")
@@ -235,7 +235,7 @@ def test_the_file_computes_what_the_model_does(name, most, tmp_path):
     file = LiteRTModel(path, xnnpack=False)
     exact = outputs(quantization.as_integers(quantized), x)
     steps = np.abs(file.predict(x)[0] - exact) / file.output_scales[0]
-    assert steps.max() < most + 0.01, f"{name}: {steps.max():.2f} steps"
+    assert steps.max() < 0.01, f"{name}: {steps.max():.2f} steps"
 
 
 def _check_integers_and_scales(path, quantized):

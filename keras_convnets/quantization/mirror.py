@@ -26,8 +26,9 @@ from keras_convnets.quantization.operators import FUSED, MOVES, kind_of
 def as_integers(model: keras.Model) -> keras.Model:
     """What LiteRT's own kernels compute of a quantized model, for predictions on any backend.
 
-    BatchNorm is folded, biases are int32, sums are of integers, and are rounded as there. Outputs
-    are the exact ones but for a step here and there; XNNPACK's kernels differ by more.
+    BatchNorm is folded, biases are int32, sums are of integers, and are rounded as there. On x86
+    outputs are the exact ones for convolutions, additions, products, means, poolings, ReLU, sigmoid
+    and hard-swish; XNNPACK's kernels, which round otherwise, differ by a few steps.
 
     Args:
         model: what `quantize_aware` gave, trained or not; it stays as it is.
@@ -56,6 +57,7 @@ class _Mirror:
         make = {
             "QuantConv2D": _product,
             "QuantDepthwiseConv2D": _product,
+            "Add": _add,
             "Multiply": _multiply,
             "GlobalAveragePooling2D": _mean,
             "AveragePooling2D": _pool,
@@ -102,26 +104,55 @@ def _product(layer, node, inputs, output):
     return multiply
 
 
+def _add(operation, node, inputs, output):
+    if len(inputs) != 2:
+        return None
+    steps, out = [_step(x) for x in inputs], _step(output)
+    # As in `_rescale`: products that float32 holds, and small ones.
+    coarse = [np.floor(1024 * step / out) / 1024 for step in steps]
+    fine = [step / out - part for step, part in zip(steps, coarse)]
+
+    def add(*xs):
+        x, y = _integers(xs, steps)
+        total = x * coarse[0] + y * coarse[1]
+        whole = ops.floor(total)
+        rest = total - whole + (x * fine[0] + y * fine[1])
+        return (whole + ops.floor(rest + 0.5)) * out
+
+    return add
+
+
 def _multiply(operation, node, inputs, output):
     if len(inputs) != 2:
         return None
-    (a, b), out = map(_step, inputs), _step(output)
-    rescaled = _rescale(np.array(a * b / out), away=True)
-    return lambda *xs: rescaled(_product_of(xs, a, b)) * out
+    steps, out = [_step(x) for x in inputs], _step(output)
+    rescaled = _rescale(np.array(steps[0] * steps[1] / out), away=True)
+
+    def multiply(*xs):
+        x, y = _integers(xs, steps)
+        return rescaled(x * y) * out
+
+    return multiply
 
 
-def _product_of(xs, a, b):
-    x, y = xs[0] if len(xs) == 1 else xs
-    return ops.round(x / a) * ops.round(y / b)
+def _integers(xs, steps):
+    """Of layers that take a list, and of operations that take each as an argument."""
+    xs = xs[0] if len(xs) == 1 else xs
+    return [ops.round(x / step) for x, step in zip(xs, steps)]
 
 
 def _mean(operation, node, inputs, output):
-    """LiteRT adds numbers that have the zero point in them, and takes it away, rounded."""
     shape = node.input_tensors[0].shape
     step, out, zero = _step(inputs[0]), _step(output), _zero_point(inputs[0])
+    values = shape[1] * shape[2]
     if not operation.keepdims:
-        return None
-    rescaled = _rescale(np.array(step / out / (shape[1] * shape[2])))
+        bits = int(np.log2(values)) - np.frexp(step / out)[1]
+        rescaled = _rescale(np.array(step / out / values), away=True, bits=bits)
+        return lambda x: rescaled(ops.sum(ops.round(x / step), axis=(1, 2))) * out
+    # LiteRT adds numbers that have the zero point in them, and takes it away, rounded. It takes
+    # channels by sixteens, and those left over by other code.
+    left = np.arange(shape[3]) >= shape[3] // 16 * 16
+    rescaled = _rescale(np.array(step / out / values), left)
     shift = np.trunc(zero * step / out + np.copysign(0.5, zero)).astype("float32")
 
     def mean(x):
@@ -147,10 +178,10 @@ def _zero_point(quantizer):
     return float(np.floor(-128 - low / quantizer.scale() + 0.5))
 
 
-def _rescale(factors: np.ndarray, away: np.ndarray | bool = False):
-    """Integers times factors: first to the power of two below a factor, then to the nearest step;
-    of two that are equally near, to the upper one or away from zero."""
-    parts = np.exp2(np.maximum(-np.frexp(factors)[1], 0))
+def _rescale(factors: np.ndarray, away: np.ndarray | bool = False, bits: int | None = None):
+    """Integers times factors: first to a power of two (the one below a factor), then to the nearest
+    step; of two that are equally near, to the upper one or away from zero."""
+    parts = np.exp2(np.maximum(-np.frexp(factors)[1] if bits is None else bits, 0))
     # A sum of 24 bits times a factor of 31 is exact in three products that float32 holds.
     coarse = np.floor(4096 * factors * parts)
     fine = (factors * parts - coarse / 4096).astype("float32")
@@ -206,7 +237,8 @@ def _sixteen_bits(factor):
 
 
 def _high(values, factor):
-    return _saturated(np.trunc((values * factor + np.copysign(2**14, values)) / 2**15))
+    product = values * factor
+    return _saturated(np.trunc((product + np.where(product < 0, 1 - 2**14, 2**14)) / 2**15))
 
 
 def _saturated(values):
