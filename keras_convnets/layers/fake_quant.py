@@ -67,9 +67,10 @@ class FakeQuant(layers.Layer):
     def call(self, x, training=False, observe=True):
         if training and observe and not self.fixed:
             self._follow(ops.stop_gradient(x))
-        # Sums are copies: PyTorch refuses gradients by what the next call overwrites.
-        minimum, maximum = (edge + 0.0 if training else edge for edge in (self.minimum, self.maximum))
-        return fake_quant_with_min_max_vars(x, minimum, maximum)
+        edges = self.minimum, self.maximum
+        if training:  # copies: PyTorch refuses gradients by what the next call overwrites
+            edges = [edge + 0.0 for edge in edges]
+        return fake_quant_with_min_max_vars(x, *edges)
 
     def _follow(self, x):
         x = ops.cast(x, "float32")
