@@ -8,6 +8,7 @@ from keras import layers
 
 from keras_convnets import create_model, quantization
 from keras_convnets.deploy import LiteRTModel
+from keras_convnets.deploy.export import outputs_of
 from keras_convnets.deploy.inspect import LiteRTFile
 from keras_convnets.layers.fake_quant import (
     FakeQuant,
@@ -16,7 +17,7 @@ from keras_convnets.layers.fake_quant import (
     fake_quant_kernel,
     kernel_scales,
 )
-from keras_convnets.quantization.inference import for_inference, run
+from keras_convnets.quantization.inference import for_inference
 from keras_convnets.quantization.mirror import hard_swish
 from keras_convnets.testing.conformance import fill_seeded, photographs, settle_statistics
 
@@ -80,7 +81,7 @@ def tensor(x):
 
 def outputs(model, x):
     if isinstance(model, keras.Model):
-        (y,) = run(model, x)
+        (y,) = outputs_of(model, x)
         return y
     return keras.ops.convert_to_numpy(model(tensor(x), training=False))
 

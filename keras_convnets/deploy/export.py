@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import keras
+import numpy as np
 
 
 def check_model(model: keras.Model, form: str) -> None:
@@ -44,6 +45,15 @@ def check_packages(target: str, install: str, *packages: str) -> None:
             raise ImportError(
                 f"Export to {target} needs {package}, which is not installed: {install}"
             )
+
+
+def outputs_of(model: keras.Model, images: np.ndarray) -> list[np.ndarray]:
+    """The outputs at inference. JAX compiles each operator too, so all at once are quicker."""
+    if keras.backend.backend() == "jax":
+        outputs = model.predict_on_batch(images)
+    else:
+        outputs = model(images, training=False)
+    return [keras.ops.convert_to_numpy(y) for y in keras.tree.flatten(outputs)]
 
 
 def write_checked(

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from keras_convnets.deploy.child import on_tensorflow
-from keras_convnets.deploy.export import check_model, check_packages, write_checked
+from keras_convnets.deploy.export import check_model, check_packages, outputs_of, write_checked
 from keras_convnets.graph import fold_batchnorm, reparameterize, rewrite
 from keras_convnets.quiet import silenced_stderr
 
@@ -156,7 +156,7 @@ def _check_outputs(model, path):
         ) from None
     shape = (max(BATCHES), *model.inputs[0].shape[1:])
     images = np.random.default_rng(0).standard_normal(shape, "float32")
-    expected = [keras.ops.convert_to_numpy(y) for y in keras.tree.flatten(model(images))]
+    expected = outputs_of(model, images)
     for batch in BATCHES:
         given = session.run(None, {"image": images[:batch]})
         for i, (want, have) in enumerate(zip(expected, given, strict=True)):

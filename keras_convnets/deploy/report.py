@@ -19,6 +19,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from keras_convnets.deploy.export import outputs_of
 from keras_convnets.deploy.inspect import LiteRTFile
 from keras_convnets.deploy.litert import FORMS as QUANTIZED
 from keras_convnets.deploy.litert import export_litert_forms
@@ -136,8 +137,8 @@ def report(
         threads: numbers of threads to measure latency with.
 
     Raises:
-        ValueError: for images of another shape or type, or unknown forms. A form that
-            `export_litert` refuses is a row that says why.
+        ValueError: for images of another shape or type, unknown forms, or a model that no form
+            can be made of. A form that `export_litert` refuses is a row that says why.
         ImportError: if tensorflow or ai-edge-litert is not installed.
     """
     forms, threads = tuple(forms), tuple(threads)
@@ -145,30 +146,32 @@ def report(
     images = _checked("images", images, model)
     calibration = images if calibration is None else _checked("calibration", calibration, model)
     names, tapped = _tapped(model)
-    expected = keras.tree.flatten(tapped.predict_on_batch(images))
+    expected = outputs_of(tapped, images)
     with tempfile.TemporaryDirectory() as folder:
         quantized = [None if form == "float32" else form for form in forms]
-        paths, taps = [], []
-        for exported, into in ((model, paths), (tapped, taps)):
-            part = tempfile.mkdtemp(dir=folder)
-            into += export_litert_forms(exported, part, quantized, calibration).values()
+        whole, tapped_too = Path(folder, "model"), Path(folder, "taps")
+        whole.mkdir()
+        tapped_too.mkdir()
+        paths = export_litert_forms(model, whole, quantized, calibration)
+        taps = export_litert_forms(tapped, tapped_too, quantized, calibration)
 
-        def row(form, path, taps):
-            for refusal in (path, taps):
+        def row(form, quantize):
+            path, tap = paths[quantize], taps[quantize]
+            for refusal in (path, tap):
                 if isinstance(refusal, ValueError):
                     return Row(form, refused=str(refusal))
             return Row(
                 form,
                 path.stat().st_size,
                 operators=dict(LiteRTFile(path).operators().most_common()),
-                errors=dict(zip(names, map(_error, LiteRTModel(taps).predict(images), expected))),
+                errors=dict(zip(names, map(_error, LiteRTModel(tap).predict(images), expected))),
                 agreement=_agreement(
                     LiteRTModel(path).predict(images), expected[-len(model.outputs) :]
                 ),
                 **_measured(path, threads),
             )
 
-        return Report(model.name, len(images), [*map(row, forms, paths, taps)])
+        return Report(model.name, len(images), [*map(row, forms, quantized)])
 
 
 def _check(forms, threads):

@@ -52,13 +52,8 @@ class ComputedConv2D(keras.layers.Layer):
         return y if self.bias is None else ops.add(y, self.bias)
 
     def compute_output_shape(self, input_shape):
-        channels = input_shape[-1]
-        if channels is None or channels % self.groups or self.filters % self.groups:
-            raise ValueError(
-                f"{type(self).__name__}: groups={self.groups} must divide filters={self.filters} "
-                f"and the channels of the input. Received: input_shape={tuple(input_shape)}"
-            )
-        kernel_shape = (*self.kernel_size, channels, 1)
+        geometry.check_groups(type(self).__name__, input_shape, self.filters, self.groups)
+        kernel_shape = (*self.kernel_size, input_shape[-1], 1)
         shape = geometry.output_shape(input_shape, kernel_shape, self.strides, self.padding, (1, 1))
         return (*shape[:3], self.filters)
 

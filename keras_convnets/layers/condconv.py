@@ -105,11 +105,7 @@ class CondConv2D(keras.layers.Layer):
                 f"CondConv2D: the weights must be (batch, experts) with experts={self.experts}. "
                 f"Received: {tuple(weights)}"
             )
-        if x[-1] is None or x[-1] % self.groups or self.filters % self.groups:
-            raise ValueError(
-                f"CondConv2D: groups={self.groups} must divide filters={self.filters} and the "
-                f"channels of the input. Received: {tuple(x)}"
-            )
+        geometry.check_groups("CondConv2D", x, self.filters, self.groups)
         kernel_shape = (*self.kernel_size, x[-1], 1)
         shape = geometry.output_shape(
             x, kernel_shape, self.strides, self.padding, self.dilation_rate

@@ -213,12 +213,8 @@ class ConvAtOffsets2D(keras.layers.Layer):
         self.groups, self.use_bias = groups, use_bias
 
     def build(self, input_shape):
+        geometry.check_groups("DeformConv2D", input_shape[0], self.filters, self.groups)
         channels = input_shape[0][-1]
-        if channels is None or channels % self.groups or self.filters % self.groups:
-            raise ValueError(
-                f"groups={self.groups} must divide the channels of the input and the filters. "
-                f"Received: input_shape={input_shape[0]}, filters={self.filters}"
-            )
         self.kernel = self.add_weight(
             name="kernel",
             shape=(*self.kernel_size, channels // self.groups, self.filters),

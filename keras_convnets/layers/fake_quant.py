@@ -107,6 +107,13 @@ def kernel_scales(kernel: np.ndarray, bits: int, depthwise: bool = False) -> np.
     return np.maximum(channels, least) / (2 ** (bits - 1) - 1)
 
 
+def rounded_kernel(kernel: np.ndarray, bits: int, depthwise: bool = False) -> np.ndarray:
+    """What `fake_quant_kernel` computes, of numbers."""
+    scales = kernel_scales(kernel, bits, depthwise)
+    steps = scales[:, None] if depthwise else scales
+    return (np.round(kernel / steps) * steps).astype("float32")
+
+
 @keras.saving.register_keras_serializable("keras_convnets")
 class QuantConv2D(layers.Conv2D):
     """`keras.layers.Conv2D` with a rounded kernel; `bits`: 8 or 4."""

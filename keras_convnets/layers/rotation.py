@@ -111,10 +111,6 @@ class RotatedConv2D(keras.layers.Layer):
 
     def compute_output_shape(self, input_shape):
         x = input_shape[0]
-        if x[-1] is None or x[-1] % self.groups or self.filters % self.groups:
-            raise ValueError(
-                f"RotatedConv2D: groups={self.groups} must divide filters={self.filters} and the "
-                f"channels of the input. Received: {tuple(x)}"
-            )
+        geometry.check_groups("RotatedConv2D", x, self.filters, self.groups)
         shape = geometry.output_shape(x, (3, 3, x[-1], 1), self.strides, self.padding, (1, 1))
         return (*shape[:3], self.filters)

@@ -47,6 +47,16 @@ def promote(**tensors):
     return keras.backend.result_type(*dtypes.values())
 
 
+def check_groups(name, x_shape, filters, groups):
+    """A ValueError that names the layer unless the groups divide what they are to."""
+    channels = x_shape[-1]
+    if channels is None or channels % groups or filters % groups:
+        raise ValueError(
+            f"{name}: groups={groups} must divide filters={filters} and the channels of the input. "
+            f"Received: input_shape={tuple(x_shape)}"
+        )
+
+
 def output_shape(x_shape, kernel_shape, strides, padding, dilation_rate):
     """The output's shape, `None` where the input's is, after checking that one exists."""
     if len(x_shape) != 4:

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from keras_convnets.deploy.export import check_model
+from keras_convnets.deploy.export import check_model, outputs_of
 from keras_convnets.deploy.litert import check_calibration
 from keras_convnets.graph.rewrite import consumers_of, graph_nodes, leaf_graph, rebuild
 from keras_convnets.layers.depthwise import DepthwiseConv2D
@@ -21,7 +21,6 @@ from keras_convnets.layers.fake_quant import (
     QuantDense,
     QuantDepthwiseConv2D,
 )
-from keras_convnets.quantization.inference import run
 from keras_convnets.quantization.operators import (
     AVERAGES,
     FIXED,
@@ -235,7 +234,7 @@ class _Plan:
         }
         extremes = [ops.stack([ops.min(y), ops.max(y)]) for y in learned.values()]
         measuring = keras.Model(self.graph.input, extremes)
-        rows = [run(measuring, images[i : i + BATCH]) for i in range(0, len(images), BATCH)]
+        rows = [outputs_of(measuring, images[i : i + BATCH]) for i in range(0, len(images), BATCH)]
         for key, pairs in zip(learned, zip(*rows)):
             quantizer = self.quantizers[key]
             low, high = min(p[0] for p in pairs), max(p[1] for p in pairs)

@@ -10,12 +10,12 @@ import keras
 import numpy as np
 
 from keras_convnets.deploy.child import on_tensorflow
-from keras_convnets.deploy.export import check_model, check_packages, write_checked
+from keras_convnets.deploy.export import check_model, check_packages, outputs_of, write_checked
 from keras_convnets.deploy.inspect import LiteRTFile
 from keras_convnets.deploy.litert import converter_of, run_converter, save_static
 from keras_convnets.deploy.runner import INSTALL, LiteRTModel
 from keras_convnets.layers.fake_quant import FakeQuant
-from keras_convnets.quantization.inference import for_inference, run
+from keras_convnets.quantization.inference import for_inference
 from keras_convnets.quantization.mirror import as_integers
 
 CHECKED_IMAGES = 8
@@ -108,7 +108,7 @@ def _check_file(model, path):
     random = np.random.default_rng(0)
     images = random.uniform(low, high, (CHECKED_IMAGES, *model.inputs[0].shape[1:]))
     have = LiteRTModel(path, xnnpack=False).predict(images)
-    want = run(as_integers(model), images.astype("float32"))
+    want = outputs_of(as_integers(model), images.astype("float32"))
     for i, (ours, theirs) in enumerate(zip(want, have, strict=True)):
         ours, theirs = ours.ravel().astype("float64"), theirs.ravel().astype("float64")
         size = max(np.linalg.norm(ours) * np.linalg.norm(theirs), 1e-30)

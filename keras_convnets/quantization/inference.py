@@ -14,20 +14,12 @@ from keras_convnets.layers.fake_quant import (
     QuantDense,
     QuantDepthwiseConv2D,
     kernel_scales,
+    rounded_kernel,
 )
 from keras_convnets.layers.rep import norm_affine, per_output, values
-from keras_convnets.quantization.operators import MOVES, kind_of
+from keras_convnets.quantization.operators import MOVES, kind_of, ranges_of
 
 PRODUCTS = (QuantConv2D, QuantDense, QuantDepthwiseConv2D)
-
-
-def run(model: keras.Model, images: np.ndarray) -> list[np.ndarray]:
-    """The model's outputs. JAX compiles each operator too, so that all at once are quicker."""
-    if keras.backend.backend() == "jax":
-        outputs = model.predict_on_batch(images)
-    else:
-        outputs = model(images, training=False)
-    return [keras.ops.convert_to_numpy(y) for y in keras.tree.flatten(outputs)]
 
 
 def for_inference(model: keras.Model) -> keras.Model:
@@ -45,14 +37,8 @@ class _Form:
     def __init__(self, graph):
         self.nodes = graph_nodes(graph)
         self.consumers = consumers_of(self.nodes)
-        self.ranges = {}  # id of a tensor: the FakeQuant that it is rounded by
+        self.ranges = ranges_of(self.nodes)
         self.built = {}
-        for node in self.nodes:
-            x, y = node.input_tensors[0], node.outputs[0]
-            if isinstance(node.operation, FakeQuant):
-                self.ranges[id(y)] = node.operation
-            elif kind_of(node.operation) in MOVES and id(x) in self.ranges:
-                self.ranges.update((id(y), self.ranges[id(x)]) for y in node.outputs)
 
     def replace(self, operation, node):
         """What `rebuild` asks."""
@@ -107,11 +93,10 @@ def _folded(layer, norm, node, step):
         scale, center = norm_affine(norm)
         kernel, shift = kernel * per_output(layer, scale), shift * scale + center
     kernel = kernel.astype("float32")
-    scales = kernel_scales(kernel, layer.bits, isinstance(layer, QuantDepthwiseConv2D))
-    # Rounded here, as the converter may take a weight in the middle of two steps to the other one.
-    steps = per_output(layer, scales)
-    kernel = (np.round(kernel / steps) * steps).astype("float32")
-    steps = step * scales
+    depthwise = isinstance(layer, QuantDepthwiseConv2D)
+    steps = step * kernel_scales(kernel, layer.bits, depthwise)
+    # The converter may take a weight in the middle of two steps to the other one.
+    kernel = rounded_kernel(kernel, layer.bits, depthwise)
     integers = np.round(shift / steps)
     if not (np.abs(integers) < 2**31).all():
         raise ValueError(

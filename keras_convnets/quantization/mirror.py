@@ -20,7 +20,7 @@ from keras_convnets.layers.fake_quant import (
 )
 from keras_convnets.ops import depthwise_conv2d
 from keras_convnets.quantization.inference import for_inference
-from keras_convnets.quantization.operators import FUSED, MOVES, kind_of
+from keras_convnets.quantization.operators import FUSED, kind_of, ranges_of
 
 
 def as_integers(model: keras.Model) -> keras.Model:
@@ -44,13 +44,7 @@ class _Mirror:
     def __init__(self, graph):
         self.nodes = graph_nodes(graph)
         self.consumers = consumers_of(self.nodes)
-        self.ranges = {}
-        for node in self.nodes:
-            if isinstance(node.operation, FakeQuant):
-                self.ranges[id(node.outputs[0])] = node.operation
-            elif kind_of(node.operation) in MOVES:
-                quantizer = self.ranges.get(id(node.input_tensors[0]))
-                self.ranges.update((id(y), quantizer) for y in node.outputs if quantizer)
+        self.ranges = ranges_of(self.nodes)
 
     def replace(self, operation, node):
         """What `rebuild` asks."""

@@ -15,7 +15,7 @@ from keras_convnets.graph.lower import MOST_TAPS, lower_products, once, open_lay
 from keras_convnets.graph.reparameterize import reparameterize
 from keras_convnets.graph.rewrite import graph_nodes, leaf_graph, rebuild, rewrite
 from keras_convnets.layers.depthwise import BlurPool2D, DepthwiseConv2D
-from keras_convnets.layers.fake_quant import FoldedNorm
+from keras_convnets.layers.fake_quant import FakeQuant, FoldedNorm
 from keras_convnets.layers.rep import norm_affine
 
 # Exact types: a subclass may do something else with its kernel.
@@ -97,6 +97,18 @@ def kind_of(operation: keras.Operation) -> str:
         bounds = operation.max_value, operation.negative_slope, operation.threshold
         return {(None, 0, 0): "relu", (6, 0, 0): "relu6"}.get(bounds, name)
     return _OPERATIONS.get(name, name)
+
+
+def ranges_of(nodes: list) -> dict[int, FakeQuant]:
+    """By the ids of tensors, what they are rounded by, also after operators that only move."""
+    ranges = {}
+    for node in nodes:
+        if isinstance(node.operation, FakeQuant):
+            ranges[id(node.outputs[0])] = node.operation
+        elif kind_of(node.operation) in MOVES and id(node.input_tensors[0]) in ranges:
+            rounding = ranges[id(node.input_tensors[0])]
+            ranges.update((id(y), rounding) for y in node.outputs)
+    return ranges
 
 
 def integer_operators(model: keras.Model) -> keras.Model:
