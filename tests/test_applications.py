@@ -32,7 +32,7 @@ def test_the_signature_is_that_of_keras_applications():
     ours = list(inspect.signature(applications.ConvNeXtTiny).parameters)
     theirs = list(inspect.signature(keras.applications.ResNet50).parameters)
     assert ours[: len(theirs)] == theirs
-    assert ours[len(theirs) :] == ["features", "out_indices", "drop_path_rate"]
+    assert ours[len(theirs) :] == ["features", "out_indices", "dropout_rate", "drop_path_rate"]
     assert "drop_path_rate" not in inspect.signature(applications.ResNet50).parameters
     weights = inspect.signature(applications.ConvNeXtTiny).parameters["weights"]
     assert weights.default == "imagenet"
@@ -119,6 +119,17 @@ def test_drop_path_drops_samples_in_training_only():
     np.testing.assert_array_equal(keras.ops.convert_to_numpy(layer(x)), x)
 
 
+def test_dropout_hides_features_from_the_classifier_in_training_only():
+    model, plain = small(dropout_rate=0.5), small()
+    plain.set_weights(model.get_weights())
+    x = images(4, *SHAPE)
+    want = run(plain, x)
+    np.testing.assert_array_equal(run(model, x), want)
+    assert model.get_layer("head").input is model.get_layer("dropout").output
+    seen = keras.ops.convert_to_numpy(model(x, training=True))
+    assert np.abs(seen - keras.ops.convert_to_numpy(plain(x, training=True))).max() > 1e-6
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -143,6 +154,8 @@ def test_drop_path_drops_samples_in_training_only():
         ({"weights": "nowhere.safetensors"}, ("weights='nowhere.safetensors'", "path")),
         ({"dropout": 0.5}, ("dropout", "drop_path_rate")),
         ({"drop_path_rate": 1.0}, ("rate=1.0", "below 1")),
+        ({"dropout_rate": 1.0}, ("dropout_rate=1.0", "less than 1")),
+        ({"dropout_rate": 0.1, "features": True}, ("dropout_rate=0.1", "features=True")),
     ],
 )
 def test_bad_arguments_are_refused_by_name(arguments, words):

@@ -44,7 +44,9 @@ Args:
     classifier_activation: `"softmax"` (default), another activation, or `None` for logits.
     name: the model's name. Default: `"{variant}"`.
     features: give the list of taps instead of the classifier's output.
-    out_indices: give these taps only, e.g. `(1, 2, 3)` or `(-1,)`.{drop_path}
+    out_indices: give these taps only, e.g. `(1, 2, 3)` or `(-1,)`.
+    dropout_rate: share of the features that training hides from the classifier, from 0 (default)
+        up to, but not including, 1.{drop_path}
 
 Raises:
     ValueError: for arguments that are unknown, impossible or contradict each other, and for weights
@@ -168,11 +170,12 @@ def _build(
     name: str | None = None,
     features: bool = False,
     out_indices: tuple[int, ...] | None = None,
+    dropout_rate: float = 0.0,
     drop_path_rate: float = 0.0,
 ) -> ConvNet:
     features = features or out_indices is not None
     include_top = include_top and not features
-    _check_arguments(include_top, features, pooling, classes, classifier_activation)
+    _check_arguments(include_top, features, pooling, classes, classifier_activation, dropout_rate)
     tag, checkpoint = find_checkpoint(row, variant, weights)
     state = _open_weights(variant, tag, checkpoint, weights)
     if include_top and classes is None:
@@ -186,7 +189,9 @@ def _build(
     if features:
         outputs = _select(taps, out_indices)
     else:
-        outputs = _head(row, final, head, include_top, pooling, classes, classifier_activation)
+        outputs = _pooled(row, final, head, include_top, pooling)
+    if include_top:
+        outputs = _classified(row, outputs, classes, classifier_activation, dropout_rate)
 
     model = ConvNet(image, outputs, name=name or variant)
     model.variant = variant
@@ -202,7 +207,7 @@ def _build(
     return model
 
 
-def _check_arguments(include_top, features, pooling, classes, classifier_activation):
+def _check_arguments(include_top, features, pooling, classes, classifier_activation, dropout_rate):
     if keras.config.image_data_format() != "channels_last":
         raise ValueError(
             "image_data_format='channels_first' is not supported: the models are channels-last; "
@@ -226,6 +231,13 @@ def _check_arguments(include_top, features, pooling, classes, classifier_activat
         )
     if classes is not None and (not isinstance(classes, int) or classes < 1):
         raise ValueError(f"classes={classes!r} must be a positive integer.")
+    if not 0 <= dropout_rate < 1:
+        raise ValueError(f"dropout_rate={dropout_rate!r} must be at least 0 and less than 1.")
+    if dropout_rate and not include_top:
+        raise ValueError(
+            f"dropout_rate={dropout_rate!r} contradicts include_top=False or features=True: there "
+            "is no classifier; leave dropout_rate out."
+        )
     try:
         keras.activations.get(classifier_activation)
     except ValueError:
@@ -341,7 +353,7 @@ def _select(taps, out_indices):
         ) from None
 
 
-def _head(row, x, arguments, include_top, pooling, classes, classifier_activation):
+def _pooled(row, x, arguments, include_top, pooling):
     if not include_top and pooling is None:
         return x
     if row.pre_pool is not None:
@@ -350,10 +362,12 @@ def _head(row, x, arguments, include_top, pooling, classes, classifier_activatio
         keras.layers.GlobalMaxPooling2D if pooling == "max" else keras.layers.GlobalAveragePooling2D
     )
     x = pool(name="pool")(x)
-    if row.pre_logits is not None:
-        x = row.pre_logits(x, **arguments)
-    if not include_top:
-        return x
+    return x if row.pre_logits is None else row.pre_logits(x, **arguments)
+
+
+def _classified(row, x, classes, classifier_activation, dropout_rate):
+    if dropout_rate:
+        x = keras.layers.Dropout(dropout_rate, name="dropout")(x)
     if row.classifier is not None:
         x = row.classifier(x, classes)
     else:
