@@ -6,10 +6,8 @@ table 2 splits the third stage in two; the code has it in one piece.
 
 from __future__ import annotations
 
-import keras
-
 from keras_convnets.applications.base import application, image_functions
-from keras_convnets.layers import Block, RepConv, SqueezeExcite, stochastic_depth
+from keras_convnets.layers import RepBlock, stochastic_depth
 from keras_convnets.layers.initializers import NORMAL_01
 from keras_convnets.registry import Checkpoint, family
 
@@ -54,55 +52,6 @@ KEYS = [
 ]
 
 
-@keras.saving.register_keras_serializable("keras_convnets")
-class MobileOneBlock(Block):
-    """relu(squeeze(branches(x))), figure 3: one half of a depthwise separable convolution.
-
-    Input: (batch, height, width, channels). Output: (batch, ceil(height / strides),
-    ceil(width / strides), width).
-
-    Args:
-        width: output channels.
-        kernel_size: of the convolutions; above 1 there is a 1x1 branch too.
-        strides: their stride.
-        groups: their groups; `width` makes them depthwise.
-        branches: how many of them are parallel.
-        identity: whether there is a branch without convolution; the shapes must then be equal.
-        squeeze: reduced channels of squeeze-and-excitation before the activation; 0 for none.
-        drop_path: rate of stochastic depth of the convolutions.
-    """
-
-    def __init__(
-        self,
-        width: int,
-        kernel_size: int = 3,
-        strides: int = 1,
-        groups: int = 1,
-        branches: int = 1,
-        identity: bool = False,
-        squeeze: int = 0,
-        drop_path: float = 0.0,
-        **kwargs,
-    ):
-        super().__init__(**kwargs)
-        self.rep = RepConv(
-            width,
-            kernel_size,
-            strides,
-            groups,
-            branches,
-            scale=kernel_size > 1,
-            identity=identity,
-            drop_path=drop_path,
-        )
-        self.squeeze = SqueezeExcite(width, squeeze) if squeeze else None
-        self.activation = keras.layers.Activation("relu")
-
-    def call(self, x):
-        y = self.rep(x)
-        return self.activation(self.squeeze(y) if self.squeeze else y)
-
-
 @family(VARIANTS, WEIGHTS, KEYS, head_initializer=NORMAL_01)
 def mobileone(
     x,
@@ -119,13 +68,13 @@ def mobileone(
     a stage, have squeeze-and-excitation, and `reduction`: by what that divides the channels.
     """
     channels = min(64, widths[0])
-    x = MobileOneBlock(channels, 3, 2, name="stem")(x)
+    x = RepBlock(channels, 3, 2, name="stem")(x)
     yield x
     rates = stochastic_depth(drop_path_rate, [2 * depth for depth in depths])
     for stage, (width, depth) in enumerate(zip(widths, depths)):
         for i in range(depth):
             has_squeeze = i >= depth - squeezed[stage]
-            x = MobileOneBlock(
+            x = RepBlock(
                 channels,
                 3,
                 strides=2 if i == 0 else 1,
@@ -136,7 +85,7 @@ def mobileone(
                 drop_path=rates[stage][2 * i],
                 name=f"stage{stage}_block{2 * i}",
             )(x)
-            x = MobileOneBlock(
+            x = RepBlock(
                 width,
                 1,
                 branches=branches,

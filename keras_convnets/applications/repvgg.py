@@ -9,7 +9,7 @@ from __future__ import annotations
 import keras
 
 from keras_convnets.applications.base import application, image_functions
-from keras_convnets.layers import Block, RepConv, SqueezeExcite, stochastic_depth
+from keras_convnets.layers import RepBlock, stochastic_depth
 from keras_convnets.layers.initializers import NORMAL_01, Normal
 from keras_convnets.registry import Checkpoint, family
 
@@ -58,42 +58,17 @@ KEYS = [
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
-class RepVGGBlock(Block):
+class RepVGGBlock(RepBlock):
     """relu(norm(conv3x3(x)) + norm(conv1x1(x)) + norm(x)), figure 4.
 
-    Input: (batch, height, width, channels). Output: (batch, ceil(height / strides),
-    ceil(width / strides), width).
-
-    Args:
-        width: output channels.
-        strides: stride of both convolutions.
-        groups: groups of both convolutions.
-        identity: whether there is the third branch; the shapes must then be equal.
-        squeeze: reduced channels of squeeze-and-excitation before the activation; 0 for none.
-        drop_path: rate of stochastic depth of the convolutions.
+    Shapes and arguments as in `RepBlock`.
     """
 
-    def __init__(
-        self,
-        width: int,
-        strides: int = 1,
-        groups: int = 1,
-        identity: bool = False,
-        squeeze: int = 0,
-        drop_path: float = 0.0,
-        **kwargs,
-    ):
-        super().__init__(**kwargs)
-        self.rep = RepConv(width, 3, strides, groups, identity=identity, drop_path=drop_path)
+    def __init__(self, width: int, **kwargs):
+        super().__init__(width, **kwargs)
         for norm in self.rep.norms:
             norm.gamma_initializer = Normal(0.1, 0.1)
             norm.beta_initializer = Normal(0.0, 0.1)
-        self.squeeze = SqueezeExcite(width, squeeze) if squeeze else None
-        self.activation = keras.layers.Activation("relu")
-
-    def call(self, x):
-        y = self.rep(x)
-        return self.activation(self.squeeze(y) if self.squeeze else y)
 
 
 @family(VARIANTS, WEIGHTS, KEYS, head_initializer=NORMAL_01)
@@ -104,7 +79,7 @@ def repvgg(x, depths, widths, groups=1, reduction=0, drop_path_rate=0.0):
     squeeze-and-excitation divides the channels; 0 for none.
     """
     width = min(64, widths[0])
-    x = RepVGGBlock(width, 2, squeeze=reduction and width // reduction, name="stem")(x)
+    x = RepVGGBlock(width, strides=2, squeeze=reduction and width // reduction, name="stem")(x)
     yield x
     for stage, rates in enumerate(stochastic_depth(drop_path_rate, depths)):
         width = widths[stage]

@@ -40,7 +40,7 @@ from keras_convnets.layers.leaves import (
 )
 from keras_convnets.layers.points import DCLSConv1D, DCLSConv2D, SMPConv2D
 from keras_convnets.layers.pooling import SoftPooling1D, SoftPooling2D, SoftPooling3D
-from keras_convnets.layers.rep import RepConv
+from keras_convnets.layers.rep import RepBlock, RepConv
 from keras_convnets.layers.rotation import ARCConv2D
 from keras_convnets.layers.spatial import PartialPadConv2D, SpaceToDepth2D, SPDConv2D
 from keras_convnets.layers.standardized import ScaledWSConv2D
@@ -81,6 +81,7 @@ __all__ = [
     "QuantConv2D",
     "QuantDense",
     "QuantDepthwiseConv2D",
+    "RepBlock",
     "RepConv",
     "ScaledWSConv2D",
     "SMPConv2D",

@@ -15,6 +15,7 @@ import numpy as np
 from keras_convnets.layers.block import Block
 from keras_convnets.layers.depthwise import DepthwiseConv2D
 from keras_convnets.layers.initializers import FanOutNormal
+from keras_convnets.layers.inverted import SqueezeExcite
 from keras_convnets.layers.leaves import DropPath
 
 DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D, DepthwiseConv2D)
@@ -224,6 +225,55 @@ class RepConv(Block):
         conv.kernel.assign(sum(pad_kernel(kernel, self.kernel_size) for kernel, _ in folded))
         conv.bias.assign(sum(bias for _, bias in folded))
         return layer
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
+class RepBlock(Block):
+    """relu(squeeze(branches(x))): the block of RepVGG and MobileOne, see `RepConv`.
+
+    Input: (batch, height, width, channels). Output: (batch, ceil(height / strides),
+    ceil(width / strides), width).
+
+    Args:
+        width: output channels.
+        kernel_size: of the convolutions; above 1 there is a 1x1 branch too.
+        strides: their stride.
+        groups: their groups; `width` makes them depthwise.
+        branches: how many of them are parallel.
+        identity: whether there is a branch without convolution; the shapes must then be equal.
+        squeeze: reduced channels of squeeze-and-excitation before the activation; 0 for none.
+        drop_path: rate of stochastic depth of the convolutions.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        kernel_size: int = 3,
+        strides: int = 1,
+        groups: int = 1,
+        branches: int = 1,
+        identity: bool = False,
+        squeeze: int = 0,
+        drop_path: float = 0.0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.rep = RepConv(
+            width,
+            kernel_size,
+            strides,
+            groups,
+            branches,
+            scale=kernel_size > 1,
+            identity=identity,
+            drop_path=drop_path,
+        )
+        self.squeeze = SqueezeExcite(width, squeeze) if squeeze else None
+        self.activation = keras.layers.Activation("relu")
+
+    def call(self, x):
+        y = self.rep(x)
+        return self.activation(self.squeeze(y) if self.squeeze else y)
 
 
 def batch_norm() -> keras.layers.BatchNormalization:
