@@ -273,7 +273,8 @@ class TestProcesses:
         victim = client(remote)
         victim.send("fetch", published[route], tmp_path)
         # The hub's client writes only once it has a large piece.
-        least, partial = {"url": (1, ".part"), "hub": (0, ".incomplete")}[route]
+        sent = len(content) // 2 - 1
+        least, partial = {"url": (sent, ".part"), "hub": (0, ".incomplete")}[route]
         wait_until(
             lambda: any(p.suffix == partial and p.stat().st_size >= least for p in files(tmp_path))
         )
@@ -284,7 +285,7 @@ class TestProcesses:
         assert path.read_bytes() == content
         if route == "url":
             assert files(tmp_path) == [path]
-            assert remote.gets[1] == f"bytes={len(content) // 2 - 1}-"
+            assert remote.gets[1] == f"bytes={sent}-"
 
     @pytest.mark.parametrize("route", ["url", "hub"])
     def test_two_processes_fetch_once(self, remote, published, content, tmp_path, client, route):
