@@ -1,6 +1,7 @@
-"""The notebooks run from top to bottom and reach what their text says."""
+"""The notebooks and examples run from top to bottom and reach what their text says."""
 
 import os
+import runpy
 from pathlib import Path
 
 import keras
@@ -31,6 +32,20 @@ def test_fine_tuning(notebook, tmp_path, monkeypatch):
     assert 0.6 < probe < fine_tuned
     assert fine_tuned >= 0.95 and litert >= fine_tuned - 0.01
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "torch", reason="tests/test_quantization.py trains on each"
+)
+def test_quantization_aware_training(capsys):
+    """With a tenth of the training: what it prints is what it returns, and it learns."""
+    example = runpy.run_path(str(EXAMPLES / "quantization_aware_training.py"))
+    example["main"].__globals__.update(EPOCHS=2, MORE_EPOCHS=1, SCHEMES=("int4",))
+    rows = example["main"]()
+    assert list(rows) == ["float", "int4, not trained", "int4, trained"]
+    assert rows["int4, trained"] > max(0.5, rows["int4, not trained"])
+    printed = capsys.readouterr().out
+    assert all(f"{row:20} {100 * share:6.1f}%" in printed for row, share in rows.items())
 
 
 def test_saved_outputs_are_presentable():
