@@ -104,7 +104,9 @@ from keras_convnets.applications.inception_next import (
     InceptionNeXtSmall,
     InceptionNeXtTiny,
 )
+from keras_convnets.applications.inception_resnet_v2 import InceptionResNetV2
 from keras_convnets.applications.inception_v3 import InceptionV3
+from keras_convnets.applications.inception_v4 import InceptionV4
 from keras_convnets.applications.lcnet import (
     LCNet_035,
     LCNet_050,
