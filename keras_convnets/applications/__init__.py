@@ -320,6 +320,12 @@ from keras_convnets.applications.resnet_attention import (
     SEResNeXtAA201d_32x8d,
     SoftPoolResNet50,
 )
+from keras_convnets.applications.shufflenet_v2 import (
+    ShuffleNetV2_x0_5,
+    ShuffleNetV2_x1_0,
+    ShuffleNetV2_x1_5,
+    ShuffleNetV2_x2_0,
+)
 from keras_convnets.applications.vgg import (
     VGG11,
     VGG11_BN,

@@ -27,6 +27,7 @@ PRODUCTS = (layers.Conv2D, layers.Dense, *DEPTHWISE)
 MOVES = {
     "ActivityRegularization",
     "AlphaDropout",
+    "ChannelShuffle",
     "Cropping2D",
     "DropPath",
     "Dropout",

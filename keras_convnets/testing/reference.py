@@ -22,12 +22,16 @@ class Timm:
         """The reference module in evaluation mode; inside `torch.device("meta")` it is free."""
         import torch
 
-        timm = import_timm()
+        import_timm()
         # One thread: two on two busy cores have been seen to take 47 times as long.
         torch.set_num_threads(1)
         if variant in self.builders:
             return self.builders[variant]().eval()
-        return timm.create_model(variant, pretrained=False).eval()
+        return self.create(variant).eval()
+
+    def create(self, variant: str):
+        """The library's own model, without weights."""
+        return import_timm().create_model(variant, pretrained=False)
 
     @functools.cache  # noqa: B019  (one object per family, for the length of a test run)
     def facts(self, variant: str, size: int) -> tuple[dict[str, tuple[int, ...]], int, int]:
@@ -56,8 +60,12 @@ class Timm:
 
         module, x = self._filled(variant, state), self._tensor(images)
         with torch.no_grad():
-            taps = module.forward_intermediates(x, intermediates_only=True)
+            taps = self.taps(module, x)
             return module(x).numpy(), [tap.permute(0, 2, 3, 1).numpy() for tap in taps]
+
+    def taps(self, module, x) -> list:
+        """The maps of `module` for a batch that ours are compared with, channels first."""
+        return module.forward_intermediates(x, intermediates_only=True)
 
     def initial(self, variant: str) -> dict[str, np.ndarray]:
         """The parameters of a new model, always the same."""
@@ -112,6 +120,35 @@ class Timm:
         return transform(Image.fromarray(photograph)).permute(1, 2, 0).numpy()[None]
 
 
+class Torchvision(Timm):
+    """torchvision's model of the same name, for families that timm lacks.
+
+    Args:
+        tapped: names of the modules whose outputs are the taps.
+        builders: as in `Timm`.
+    """
+
+    def __init__(self, tapped: tuple[str, ...], **builders: Callable):
+        super().__init__(**builders)
+        self.tapped = list(tapped)
+
+    def create(self, variant: str):
+        return import_torchvision().models.get_model(variant)
+
+    def taps(self, module, x) -> list:
+        from torchvision.models.feature_extraction import create_feature_extractor
+
+        return list(create_feature_extractor(module, self.tapped)(x).values())
+
+    def preprocess(self, photograph: np.ndarray, checkpoint: str) -> np.ndarray:
+        """torchvision's evaluation transform of a uint8 RGB image, `(1, height, width, 3)`."""
+        from PIL import Image
+
+        variant = checkpoint.partition(".")[0]
+        transform = import_torchvision().models.get_model_weights(variant).DEFAULT.transforms()
+        return transform(Image.fromarray(photograph)).permute(1, 2, 0).numpy()[None]
+
+
 _operators = []  # those that a library declares vanish with the object
 
 
@@ -133,3 +170,11 @@ def import_timm():
     import timm
 
     return timm
+
+
+def import_torchvision():
+    """torchvision, also where it needs what `import_timm` does."""
+    import_timm()
+    import torchvision
+
+    return torchvision
