@@ -199,6 +199,7 @@ from keras_convnets.applications.nfnet import (
     NFSEResNet50,
     NFSEResNet101,
 )
+from keras_convnets.applications.rdnet import RDNetBase, RDNetLarge, RDNetSmall, RDNetTiny
 from keras_convnets.applications.regnet import (
     RegNetV_040,
     RegNetV_064,
