@@ -59,6 +59,11 @@ from keras_convnets.applications.efficientnet import (
     TFEfficientNetLite3,
     TFEfficientNetLite4,
 )
+from keras_convnets.applications.efficientnet_pruned import (
+    EfficientNetB1Pruned,
+    EfficientNetB2Pruned,
+    EfficientNetB3Pruned,
+)
 from keras_convnets.applications.efficientnet_v2 import (
     EfficientNetEL,
     EfficientNetEM,
