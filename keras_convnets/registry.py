@@ -73,6 +73,8 @@ class Family:
             `head` and others named `head_...`; `None` for that dense layer alone.
         surplus: pattern of published names that belong to training only, such as those of an
             auxiliary classifier, and are left where a checkpoint has them.
+        renames: rewrite rules from the names in the checkpoints of `weights` to the published ones,
+            where their authors name otherwise.
         module: the family's module.
     """
 
@@ -85,6 +87,7 @@ class Family:
     pre_pool: Callable | None
     classifier: Callable | None
     surplus: str | None
+    renames: list[tuple[str, str]]
     module: object
 
     @property
@@ -118,6 +121,7 @@ def family(
     pre_pool: Callable | None = None,
     classifier: Callable | None = None,
     surplus: str | None = None,
+    renames: list[tuple[str, str]] = (),
 ) -> Callable:
     """Decorator that registers a family function under each of its variants; see `Family`."""
 
@@ -133,6 +137,7 @@ def family(
             pre_pool,
             classifier,
             surplus,
+            renames,
             module,
         )
         taken = [variant for variant in variants if _FAMILIES.get(variant, row).name != row.name]

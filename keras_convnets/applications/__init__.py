@@ -59,6 +59,11 @@ from keras_convnets.applications.efficientnet import (
     TFEfficientNetLite3,
     TFEfficientNetLite4,
 )
+from keras_convnets.applications.efficientnet_pruned import (
+    EfficientNetB1Pruned,
+    EfficientNetB2Pruned,
+    EfficientNetB3Pruned,
+)
 from keras_convnets.applications.efficientnet_v2 import (
     EfficientNetEL,
     EfficientNetEM,
@@ -201,6 +206,7 @@ from keras_convnets.applications.nfnet import (
     NFSEResNet50,
     NFSEResNet101,
 )
+from keras_convnets.applications.rdnet import RDNetBase, RDNetLarge, RDNetSmall, RDNetTiny
 from keras_convnets.applications.regnet import (
     RegNetV_040,
     RegNetV_064,

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from keras_convnets.registry import Checkpoint
+from keras_convnets.registry import Checkpoint, find_family
 from keras_convnets.weights.cache import converted
-from keras_convnets.weights.readers import read_state
+from keras_convnets.weights.readers import LazyState, read_state
 from keras_convnets.weights.sources import fetch
 
 KERAS_FILES = (".keras", ".h5")
@@ -35,8 +36,23 @@ def fetch_checkpoint(name: str, checkpoint: Checkpoint) -> Path:
 
 
 def open_checkpoint(name: str, checkpoint: Checkpoint) -> Mapping[str, np.ndarray] | Path:
-    """`open_source` for a published row; see `fetch_checkpoint`."""
-    return _opened(fetch_checkpoint(name, checkpoint), downloaded=True)
+    """`open_source` for a published row, with the published names; see `fetch_checkpoint`."""
+    opened = _opened(fetch_checkpoint(name, checkpoint), downloaded=True)
+    rules = find_family(name.partition(".")[0]).renames
+    return _renamed(opened, rules) if rules and not isinstance(opened, Path) else opened
+
+
+def _renamed(state, rules):
+    stored = {}
+    for key in state:
+        name = key
+        for pattern, replacement in rules:
+            name = re.sub(pattern, replacement, name)
+        stored[name] = key
+    if not isinstance(state, LazyState):
+        return {name: state[key] for name, key in stored.items()}
+    shapes = {name: state.shapes[key] for name, key in stored.items()}
+    return LazyState(lambda name: state[stored[name]], shapes)
 
 
 def open_source(
