@@ -402,15 +402,17 @@ def _opened(options):
         _check_model("--model", options.model)
     _start_keras(None)
     from keras_convnets import list_weights
-    from keras_convnets.weights import open_checkpoint, open_source
+    from keras_convnets.weights import as_published, open_checkpoint, open_source
 
     with _about(options.source):
         row = list_weights().get(options.source)
         if row is not None:
-            return options.source.partition(".")[0], open_checkpoint(options.source, row)
-        if not options.model:
+            variant, state = options.source.partition(".")[0], open_checkpoint(options.source, row)
+        elif options.model:
+            variant, state = options.model, open_source(options.source)
+        else:
             raise ValueError("this is no published checkpoint; for a file say --model NAME")
-        return options.model, open_source(options.source)
+        return variant, as_published(variant, state)
 
 
 def _best(scores, top):

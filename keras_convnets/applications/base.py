@@ -274,13 +274,15 @@ def find_checkpoint(
 
 
 def _open_weights(variant, tag, checkpoint, weights):
-    if weights is None or isinstance(weights, Mapping):
-        return weights
-    from keras_convnets.weights import open_checkpoint, open_source
+    if weights is None:
+        return None
+    from keras_convnets.weights import as_published, open_checkpoint, open_source
 
     if checkpoint is not None:
-        return open_checkpoint(f"{variant}.{tag}", checkpoint)
-    return open_source(weights)
+        state = open_checkpoint(f"{variant}.{tag}", checkpoint)
+    else:
+        state = weights if isinstance(weights, Mapping) else open_source(weights)
+    return as_published(variant, state)
 
 
 def _published_classes(row, variant, checkpoint, state):

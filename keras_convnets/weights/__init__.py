@@ -1,6 +1,11 @@
 """Published checkpoints: where they are, how they are read, and how they fill a model."""
 
-from keras_convnets.weights.open import fetch_checkpoint, open_checkpoint, open_source
+from keras_convnets.weights.open import (
+    as_published,
+    fetch_checkpoint,
+    open_checkpoint,
+    open_source,
+)
 from keras_convnets.weights.state import (
     count_classes,
     fill,
@@ -13,6 +18,7 @@ from keras_convnets.weights.state import (
 )
 
 __all__ = [
+    "as_published",
     "count_classes",
     "fetch_checkpoint",
     "fill",

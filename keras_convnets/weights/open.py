@@ -36,13 +36,17 @@ def fetch_checkpoint(name: str, checkpoint: Checkpoint) -> Path:
 
 
 def open_checkpoint(name: str, checkpoint: Checkpoint) -> Mapping[str, np.ndarray] | Path:
-    """`open_source` for a published row, with the published names; see `fetch_checkpoint`."""
-    opened = _opened(fetch_checkpoint(name, checkpoint), downloaded=True)
-    rules = find_family(name.partition(".")[0]).renames
-    return _renamed(opened, rules) if rules and not isinstance(opened, Path) else opened
+    """`open_source` for a published row; see `fetch_checkpoint`."""
+    return _opened(fetch_checkpoint(name, checkpoint), downloaded=True)
 
 
-def _renamed(state, rules):
+def as_published(
+    variant: str, state: Mapping[str, np.ndarray] | Path
+) -> Mapping[str, np.ndarray] | Path:
+    """A state dict with the family's `renames` done; a Keras file as it is."""
+    rules = find_family(variant).renames
+    if isinstance(state, Path) or not rules:
+        return state
     stored = {}
     for key in state:
         name = key
