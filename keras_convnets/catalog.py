@@ -1,9 +1,9 @@
 """What is known of each model without building it: `data/models.tsv`.
 
 Reading needs neither Keras nor seconds. The families' tests hold each line to what is built; after
-a change it is written again by
+a change of families they are written again by
 
-    python -c "from keras_convnets import catalog; catalog.write()"
+    python -c "from keras_convnets import catalog; catalog.write(['efficientnet'])"
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import functools
 import os
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -105,14 +106,20 @@ def entry_of(model: ConvNet) -> Entry:
     )
 
 
-def write() -> None:
-    """Rewrites the file from the models."""
-    from keras_convnets.registry import list_models
+def write(families: Collection[str] | None = None) -> None:
+    """Rewrites the file from the models; of some families only, if they are given, and of models
+    that are not in it: all of them take minutes."""
+    from keras_convnets.registry import find_family, list_models
 
+    known = read() if families is not None else {}
+    known = {name: entry for name, entry in known.items() if entry.family not in families}
+    unknown = set(families or ()) - {find_family(name).name for name in list_models()}
+    if unknown:
+        raise ValueError(f"families={sorted(unknown)} are none; see CONTRIBUTING.md.")
     part = PATH.with_suffix(f".{os.getpid()}.part")
     with part.open("w", newline="") as file:
         names = [field.name for field in fields(Entry)]
         writer = csv.DictWriter(file, names, delimiter="\t", lineterminator="\n")
         writer.writeheader()
-        writer.writerows(asdict(derive(name)) for name in list_models())
+        writer.writerows(asdict(known.get(name) or derive(name)) for name in list_models())
     os.replace(part, PATH)
