@@ -119,6 +119,17 @@ from keras_convnets.applications.lcnet import (
     LCNet_100,
     LCNet_150,
 )
+from keras_convnets.applications.legacy_senet import (
+    LegacySENet154,
+    LegacySEResNet18,
+    LegacySEResNet34,
+    LegacySEResNet50,
+    LegacySEResNet101,
+    LegacySEResNet152,
+    LegacySEResNeXt26_32x4d,
+    LegacySEResNeXt50_32x4d,
+    LegacySEResNeXt101_32x4d,
+)
 from keras_convnets.applications.mobilenet_v1 import (
     MobileNetV1_100,
     MobileNetV1_100h,
