@@ -8,9 +8,9 @@ writes.
 Our weights are trained on scikit-learn's handwritten digits for two epochs, with the statistics of
 photographs; the peers' are random, which changes no latency. All files of a model run in one
 process, in turns, XNNPACK on 2 threads, batch 1 at 224x224. The cosine is that of the logits of
-photographs. Without MODEL, prints a table for one model of each family and writes
-`results/litert.csv` and `.md`. Exits with 1 where our file is more than 3% slower or larger than a
-peer's, int8 is slower than float, or int8 has a cosine below 0.99.
+photographs. Without MODEL, one model of each family takes its turn; each is printed, and written to
+`results/litert.csv` and `.md`, when it is done. Exits with 1 where our file is more than 3% slower
+or larger than a peer's, int8 is slower than float, or int8 has a cosine below 0.99.
 """
 
 from __future__ import annotations
@@ -185,6 +185,26 @@ def shortfalls(rows: list[dict]) -> list[str]:
     return found
 
 
+def table(rows: list[dict]) -> list[str]:
+    """Lines of Markdown."""
+    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
+    return lines + ["| " + " | ".join(str(v) if v else "" for v in r.values()) + " |" for r in rows]
+
+
+def save(rows: list[dict]) -> None:
+    """Puts the rows of one model among the results, in the place of its older ones."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / "litert.csv"
+    kept = list(csv.DictReader(path.open(newline=""))) if path.exists() else []
+    rows = [row for row in kept if row["model"] != rows[0]["model"]] + rows
+    rows.sort(key=lambda row: (*PEERS, *OTHERS, row["model"]).index(row["model"]))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    path.with_suffix(".md").write_text("\n".join(table(rows)) + "\n")
+
+
 def main(names: list[str], also: Path | None) -> int:
     rows = []
     for name in names or (*PEERS, *OTHERS):
@@ -192,17 +212,8 @@ def main(names: list[str], also: Path | None) -> int:
             part = files(name, Path(folder), also)
             measure(part)
         rows += part
-        print(f"{name} done", file=sys.stderr)
-    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
-    lines += ["| " + " | ".join(str(v) if v else "" for v in r.values()) + " |" for r in rows]
-    print("\n".join(lines))
-    if not names:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "litert.md").write_text("\n".join(lines) + "\n")
-        with (RESULTS / "litert.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+        save(part)
+        print("\n".join(table(part)))
     missed = shortfalls(rows)
     print("\n".join(missed), file=sys.stderr)
     return 1 if missed else 0
