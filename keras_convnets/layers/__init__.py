@@ -23,6 +23,11 @@ from keras_convnets.layers.fake_quant import (
     QuantDepthwiseConv2D,
 )
 from keras_convnets.layers.frequency import FDConv2D
+from keras_convnets.layers.global_filter import (
+    AdaptiveFrequencyFilter2D,
+    GlobalFilter2D,
+    GlobalLocalFilter2D,
+)
 from keras_convnets.layers.hypercomplex import PHCConv2D, PHCDense
 from keras_convnets.layers.inverted import (
     ConvResidual,
@@ -38,6 +43,7 @@ from keras_convnets.layers.leaves import (
     make_divisible,
     stochastic_depth,
 )
+from keras_convnets.layers.long_conv import LongConv1D, SGConv1D
 from keras_convnets.layers.points import DCLSConv1D, DCLSConv2D, SMPConv2D
 from keras_convnets.layers.pooling import SoftPooling1D, SoftPooling2D, SoftPooling3D
 from keras_convnets.layers.rep import RepBlock, RepConv
@@ -47,6 +53,7 @@ from keras_convnets.layers.standardized import ScaledWSConv2D
 
 __all__ = [
     "ARCConv2D",
+    "AdaptiveFrequencyFilter2D",
     "Block",
     "BlurPool2D",
     "CBAM",
@@ -70,9 +77,12 @@ __all__ = [
     "FoldedNorm",
     "FusedInvertedResidual",
     "GatherExcite",
+    "GlobalFilter2D",
+    "GlobalLocalFilter2D",
     "GlobalResponseNorm",
     "InvertedResidual",
     "LayerScale",
+    "LongConv1D",
     "MobileAttention",
     "MultiQueryAttention",
     "PartialPadConv2D",
@@ -83,6 +93,7 @@ __all__ = [
     "QuantDepthwiseConv2D",
     "RepBlock",
     "RepConv",
+    "SGConv1D",
     "ScaledWSConv2D",
     "SMPConv2D",
     "SoftPooling1D",
