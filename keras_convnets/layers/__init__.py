@@ -12,6 +12,7 @@ from keras_convnets.layers.context_attention import (
     EfficientLocalAttention,
     GatherExcite,
 )
+from keras_convnets.layers.continuous import FlexConv2D
 from keras_convnets.layers.conv import ConvNormAct, DepthwiseNormAct
 from keras_convnets.layers.deform import DCNv3, DCNv4, DeformConv2D
 from keras_convnets.layers.depthwise import BlurPool2D, DepthwiseConv2D
@@ -74,6 +75,7 @@ __all__ = [
     "ExpertRouting",
     "FakeQuant",
     "FDConv2D",
+    "FlexConv2D",
     "FoldedNorm",
     "FusedInvertedResidual",
     "GatherExcite",

@@ -1,5 +1,6 @@
 """Heavy operators: a reference in keras.ops and fast routes for each backend."""
 
+from keras_convnets.ops.continuous import gabor_features, gaussian_mask
 from keras_convnets.ops.deform import deform_aggregate, deform_conv2d
 from keras_convnets.ops.depthwise import depthwise_conv2d
 from keras_convnets.ops.fourier import fft_conv2d, filter_spectrum, irfft2, rfft2
@@ -25,6 +26,8 @@ __all__ = [
     "fft_conv2d",
     "filter_spectrum",
     "frequency_bands",
+    "gabor_features",
+    "gaussian_mask",
     "irfft2",
     "kronecker_sum",
     "per_example_conv2d",
