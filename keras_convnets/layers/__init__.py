@@ -29,7 +29,7 @@ from keras_convnets.layers.global_filter import (
     GlobalFilter2D,
     GlobalLocalFilter2D,
 )
-from keras_convnets.layers.hypercomplex import PHCConv2D, PHCDense
+from keras_convnets.layers.hypercomplex import ComplexConv2D, PHCConv2D, PHCDense
 from keras_convnets.layers.inverted import (
     ConvResidual,
     FusedInvertedResidual,
@@ -58,6 +58,7 @@ __all__ = [
     "Block",
     "BlurPool2D",
     "CBAM",
+    "ComplexConv2D",
     "CondConv2D",
     "ConvNormAct",
     "ConvResidual",
