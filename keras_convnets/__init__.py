@@ -22,6 +22,7 @@ _NAMES = {
         "ops",
         "preprocessing",
         "quantization",
+        "regularizers",
         "testing",
         "weights",
     )

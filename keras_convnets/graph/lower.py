@@ -32,6 +32,8 @@ def lower(model: keras.Model) -> keras.Model:
     - Dense layers on maps are 1x1 convolutions.
     - Depthwise convolutions of more than 25 taps are sums of smaller ones.
     - Grouped convolutions are convolutions of slices.
+    - Fourier transforms are products with their matrices: a layer or operation with a method
+      `by_products(input_shape)` is replaced by what that returns, the same with the same weights.
 
     Args:
         model: as in `graph.flatten`, with a known input size; it stays as it is, and the result has
@@ -111,6 +113,8 @@ def _affine(name, node, scale=None, shift=None):
 
 def _lower_product(operation, node) -> Callable | None:
     kind, shape = type(operation), node.outputs[0].shape
+    if hasattr(kind, "by_products"):
+        return operation.by_products(node.input_tensors[0].shape)
     if kind is layers.Dense and len(shape) == 4:
         return _pointwise(operation, node.input_tensors[0].shape)
     if kind is layers.Conv2D and operation.groups > 1:

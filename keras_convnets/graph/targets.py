@@ -8,13 +8,22 @@ from keras_convnets.graph.rewrite import graph_nodes, leaf_graph
 
 # What LiteRT has no fast integer form of; see deploy/recipes.py.
 FLOAT_KINDS = {
+    "AdaptiveFrequencyFilter2D",
     "Divide",
     "Einsum",
+    "FFTConv1D",
+    "FFTConv2D",
+    "FilterSpectrum",
+    "GlobalFilter2D",
     "GroupNormalization",
+    "IRFFT2",
     "LayerNormalization",
+    "LongConv1D",
     "Matmul",
     "PReLU",
+    "RFFT2",
     "Rsqrt",
+    "SGConv1D",
     "SoftPooling2D",
     "Sqrt",
     "Square",

@@ -12,6 +12,7 @@ from keras_convnets.layers.context_attention import (
     EfficientLocalAttention,
     GatherExcite,
 )
+from keras_convnets.layers.continuous import FlexConv2D
 from keras_convnets.layers.conv import ConvNormAct, DepthwiseNormAct
 from keras_convnets.layers.deform import DCNv3, DCNv4, DeformConv2D
 from keras_convnets.layers.depthwise import BlurPool2D, DepthwiseConv2D
@@ -23,7 +24,12 @@ from keras_convnets.layers.fake_quant import (
     QuantDepthwiseConv2D,
 )
 from keras_convnets.layers.frequency import FDConv2D
-from keras_convnets.layers.hypercomplex import PHCConv2D, PHCDense
+from keras_convnets.layers.global_filter import (
+    AdaptiveFrequencyFilter2D,
+    GlobalFilter2D,
+    GlobalLocalFilter2D,
+)
+from keras_convnets.layers.hypercomplex import ComplexConv2D, PHCConv2D, PHCDense
 from keras_convnets.layers.inverted import (
     ConvResidual,
     FusedInvertedResidual,
@@ -38,6 +44,7 @@ from keras_convnets.layers.leaves import (
     make_divisible,
     stochastic_depth,
 )
+from keras_convnets.layers.long_conv import LongConv1D, SGConv1D
 from keras_convnets.layers.points import DCLSConv1D, DCLSConv2D, SMPConv2D
 from keras_convnets.layers.pooling import SoftPooling1D, SoftPooling2D, SoftPooling3D
 from keras_convnets.layers.rep import RepBlock, RepConv
@@ -47,9 +54,11 @@ from keras_convnets.layers.standardized import ScaledWSConv2D
 
 __all__ = [
     "ARCConv2D",
+    "AdaptiveFrequencyFilter2D",
     "Block",
     "BlurPool2D",
     "CBAM",
+    "ComplexConv2D",
     "CondConv2D",
     "ConvNormAct",
     "ConvResidual",
@@ -67,12 +76,16 @@ __all__ = [
     "ExpertRouting",
     "FakeQuant",
     "FDConv2D",
+    "FlexConv2D",
     "FoldedNorm",
     "FusedInvertedResidual",
     "GatherExcite",
+    "GlobalFilter2D",
+    "GlobalLocalFilter2D",
     "GlobalResponseNorm",
     "InvertedResidual",
     "LayerScale",
+    "LongConv1D",
     "MobileAttention",
     "MultiQueryAttention",
     "PartialPadConv2D",
@@ -83,6 +96,7 @@ __all__ = [
     "QuantDepthwiseConv2D",
     "RepBlock",
     "RepConv",
+    "SGConv1D",
     "ScaledWSConv2D",
     "SMPConv2D",
     "SoftPooling1D",

@@ -1,4 +1,4 @@
-"""Layers that multiply in a learned hypercomplex algebra."""
+"""Layers that multiply complex numbers, or in a learned hypercomplex algebra."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_convnets.layers.computed import ComputedConv2D, plain_convolution
 from keras_convnets.layers.initializers import GLOROT_UNIFORM
-from keras_convnets.ops.hypercomplex import kronecker_sum
+from keras_convnets.ops.hypercomplex import complex_kernel, kronecker_sum
 
 
 def _add_weights(layer, n, spatial, channels, filters):
@@ -112,3 +112,61 @@ class PHCDense(keras.layers.Layer):
         if self.use_bias:
             dense.bias.assign(self.bias)
         return dense
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
+class ComplexConv2D(ComputedConv2D):
+    """Convolution of complex maps with complex kernels.
+
+    Trabelsi et al. 2017 (https://arxiv.org/abs/1705.09792, sections 3.2 and 3.6). Input: (batch,
+    height, width, 2 * channels), all real parts before all imaginary ones. Output: (batch,
+    out_height, out_width, 2 * filters), in that order too. A new kernel's magnitudes are Rayleigh
+    distributed, and its phases uniformly.
+
+    Args:
+        filters: complex output channels.
+        kernel_size: int or (height, width).
+        strides: int or (vertical, horizontal).
+        padding: `"same"`, `"valid"`, or an int or (vertical, horizontal): that many zeros on both
+            sides, PyTorch's convention.
+        use_bias: whether to add a complex bias per filter.
+
+    Raises:
+        ValueError: for sizes that are none, or an odd number of real channels.
+    """
+
+    fused = plain_convolution
+
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: int | tuple[int, int] = 3,
+        strides: int | tuple[int, int] = 1,
+        padding: str | int | tuple[int, int] = "same",
+        use_bias: bool = True,
+        **kwargs,
+    ):
+        super().__init__(2 * filters, kernel_size, strides, padding, 1, use_bias, **kwargs)
+
+    def add_kernel(self, channels):
+        if channels % 2:
+            raise ValueError(
+                "ComplexConv2D: the input must have as many imaginary as real channels. Received: "
+                f"channels={channels}"
+            )
+        shape = (*self.kernel_size, channels // 2, self.filters // 2)
+        # Normal parts of equal variance are a Rayleigh magnitude and a uniform phase; together they
+        # have the variance of Glorot and Bengio.
+        self.real, self.imaginary = (
+            self.add_weight(
+                name=name,
+                shape=shape,
+                initializer=keras.initializers.VarianceScaling(
+                    0.5, "fan_avg", "untruncated_normal"
+                ),
+            )
+            for name in ("real", "imaginary")
+        )
+
+    def dense_kernel(self):
+        return complex_kernel(self.real, self.imaginary)

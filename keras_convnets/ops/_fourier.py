@@ -3,6 +3,7 @@
 import keras
 
 if keras.backend.backend() == "jax":
+    import jax
     import jax.numpy as jnp
 
     def rfft2(x, sizes):
@@ -12,6 +13,7 @@ if keras.backend.backend() == "jax":
         return jnp.fft.irfft2(spectrum, sizes)
 
     conj = jnp.conj
+    join = jax.lax.complex
 
 elif keras.backend.backend() == "tensorflow":
     import tensorflow as tf
@@ -23,6 +25,7 @@ elif keras.backend.backend() == "tensorflow":
         return tf.signal.irfft2d(spectrum, sizes)
 
     conj = tf.math.conj
+    join = tf.complex
 
 elif keras.backend.backend() == "torch":
     import torch
@@ -34,6 +37,7 @@ elif keras.backend.backend() == "torch":
         return torch.fft.irfft2(spectrum, sizes)
 
     conj = torch.conj
+    join = torch.complex
 
 
 def fast_size(size):

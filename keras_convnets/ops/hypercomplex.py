@@ -1,4 +1,4 @@
-"""Kernels of parameterised hypercomplex layers."""
+"""Kernels of complex and of parameterised hypercomplex layers."""
 
 from __future__ import annotations
 
@@ -32,3 +32,29 @@ def kronecker_sum(rules, blocks):
     blocks = ops.reshape(blocks, (n, -1, inputs, outputs))
     kernel = ops.einsum("nij,nkab->kiajb", rules, blocks)
     return ops.reshape(kernel, (*spatial, n * inputs, n * outputs))
+
+
+def complex_kernel(real, imaginary):
+    """The real kernel that multiplies by a complex one, real parts before imaginary ones.
+
+    For a map of channels [re | im] its outputs are [re real - im imaginary | re imaginary + im
+    real]. Trabelsi et al. 2017 (Deep Complex Networks, https://arxiv.org/abs/1705.09792, equation
+    2).
+
+    Args:
+        real, imaginary: `(..., channels, filters)`, float.
+
+    Returns:
+        `(..., 2 * channels, 2 * filters)`.
+
+    Raises:
+        ValueError: for parts of different shapes, or of fewer than two axes.
+    """
+    if tuple(real.shape) != tuple(imaginary.shape) or len(real.shape) < 2:
+        raise ValueError(
+            "`real` and `imaginary` must be (..., channels, filters) both. Received: "
+            f"real.shape={tuple(real.shape)}, imaginary.shape={tuple(imaginary.shape)}"
+        )
+    from_real = ops.concatenate([real, imaginary], -1)
+    from_imaginary = ops.concatenate([-imaginary, real], -1)
+    return ops.concatenate([from_real, from_imaginary], -2)
