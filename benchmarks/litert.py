@@ -195,7 +195,7 @@ def save(rows: list[dict]) -> None:
     """Puts the rows of one model among the results, in the place of its older ones."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / "litert.csv"
-    kept = list(csv.DictReader(path.open(newline=""))) if path.exists() else []
+    kept = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
     rows = [row for row in kept if row["model"] != rows[0]["model"]] + rows
     rows.sort(key=lambda row: (*PEERS, *OTHERS, row["model"]).index(row["model"]))
     with path.open("w", newline="") as file:

@@ -36,9 +36,9 @@ CHECKED_IMAGES = 8
 FLOAT_TOLERANCE = 1e-4
 # Least cosine between the outputs of file and model, for int4 a model whose kernels have 4 bits.
 # Rounding of weights to 11 bits costs about 1e-7, to 8 bits about 1e-4, and 8-bit activations 1e-4
-# in trained networks, but up to 0.16 in deep and narrow ones that were not trained: less means that
-# the conversion went wrong or that the calibration images are not like what the model was made for.
-LEAST_COSINE = {"float16": 0.9999, "dynamic": 0.99, "int8": 0.8, "int16x8": 0.98, "int4": 0.9999}
+# to 0.04: less means that the conversion went wrong, that the calibration images are not like what
+# the model was made for, or that it is deep and narrow and was not trained.
+LEAST_COSINE = {"float16": 0.9999, "dynamic": 0.99, "int8": 0.95, "int16x8": 0.98, "int4": 0.9999}
 
 
 def export_litert(

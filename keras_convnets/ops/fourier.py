@@ -36,7 +36,7 @@ def rfft2(x, route="fft"):
         ValueError: for another rank, a non-float type, another route, or sizes that are not known
             where the route is `"matmul"`.
     """
-    return _apply(RFFT2(route), x)
+    return apply(RFFT2(route), x)
 
 
 def irfft2(real, imaginary, width, route="fft"):
@@ -53,7 +53,7 @@ def irfft2(real, imaginary, width, route="fft"):
     Raises:
         ValueError: as for `rfft2`, and for parts whose shapes do not fit.
     """
-    return _apply(IRFFT2(width, route), real, imaginary)
+    return apply(IRFFT2(width, route), real, imaginary)
 
 
 def fft_conv2d(x, kernel, route="fft"):
@@ -76,7 +76,7 @@ def fft_conv2d(x, kernel, route="fft"):
         ValueError: for shapes that do not fit each other, a kernel larger than the map, a non-float
             type, unknown sizes, or another route.
     """
-    return _apply(FFTConv2D(route), x, kernel)
+    return apply(FFTConv2D(route), x, kernel)
 
 
 def filter_spectrum(x, spectrum, route="fft"):
@@ -96,16 +96,16 @@ def filter_spectrum(x, spectrum, route="fft"):
         ValueError: for shapes that do not fit each other, a non-float type, another route, or sizes
             that are not known where the route is `"matmul"`.
     """
-    return _apply(FilterSpectrum(route), x, spectrum)
+    return apply(FilterSpectrum(route), x, spectrum)
 
 
-def _apply(operation, *tensors):
+def apply(operation, *tensors):
     if any(isinstance(tensor, keras.KerasTensor) for tensor in tensors):
         return operation.symbolic_call(*tensors)
     return operation.call(*(ops.convert_to_tensor(tensor) for tensor in tensors))
 
 
-class _Transform(keras.Operation):
+class RoutedOperation(keras.Operation):
     """The base: `by_products()` is the same operation by the route of matrix products."""
 
     def __init__(self, route="fft", name=None):
@@ -116,6 +116,10 @@ class _Transform(keras.Operation):
 
     def by_products(self, input_shape):
         return type(self).from_config(self.get_config() | {"route": "matmul"})
+
+
+class _Transform(RoutedOperation):
+    """The base of those that take a map."""
 
     def check_map(self, name, x):
         if len(x.shape) != 4:

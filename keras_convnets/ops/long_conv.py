@@ -20,7 +20,14 @@ from keras import ops
 from keras_convnets.ops import _fourier
 from keras_convnets.ops._depthwise_routes import wide
 from keras_convnets.ops._geometry import promote
-from keras_convnets.ops.fourier import ROUTES, constant, mirrored, multiply, waves
+from keras_convnets.ops.fourier import (
+    RoutedOperation,
+    apply,
+    constant,
+    mirrored,
+    multiply,
+    waves,
+)
 
 
 def fft_conv1d(x, kernel, backward=None, route="fft"):
@@ -40,26 +47,13 @@ def fft_conv1d(x, kernel, backward=None, route="fft"):
         ValueError: for shapes that do not fit each other, an unknown length, a non-float type, or
             another route.
     """
-    operation = FFTConv1D(route)
     tensors = [x, kernel] if backward is None else [x, kernel, backward]
-    if any(isinstance(tensor, keras.KerasTensor) for tensor in tensors):
-        return operation.symbolic_call(*tensors)
-    return operation.call(*(ops.convert_to_tensor(tensor) for tensor in tensors))
+    return apply(FFTConv1D(route), *tensors)
 
 
 @keras.saving.register_keras_serializable(package="keras_convnets")
-class FFTConv1D(keras.Operation):
+class FFTConv1D(RoutedOperation):
     """`fft_conv1d` as a node of a symbolic graph, called on `(x, kernel)` or with `backward`."""
-
-    def __init__(self, route="fft", name=None):
-        super().__init__(name=name)
-        if route not in ROUTES:
-            raise ValueError(f"`route` must be one of {ROUTES}. Received: {route!r}")
-        self.route = route
-
-    def by_products(self, input_shape):
-        """The same by the route of matrix products."""
-        return FFTConv1D("matmul")
 
     def compute_output_spec(self, x, kernel, backward=None):
         if len(x.shape) != 3 or x.shape[1] is None:
