@@ -343,7 +343,7 @@ def _of_four_bits(model):
     half of their cosine, in which all other faults would hide."""
     copy = lower(model)
     for layer in copy.layers:
-        if isinstance(layer, (keras.layers.Conv2D, keras.layers.Dense)):
+        if isinstance(layer, (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Dense)):
             layer.kernel.assign(rounded_kernel(keras.ops.convert_to_numpy(layer.kernel), 4))
     return copy
 

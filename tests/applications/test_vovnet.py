@@ -41,8 +41,6 @@ class TestVoVNet(FamilyTests):
         ),
     )
     parity_variant = "ese_vovnet19b_dw"
-    # No BatchNorm evens out the channels between a depthwise and a pointwise convolution, and the
-    # 8 bits of a tensor are shared by all of them.
 
     def test_every_layer_sees_one_map_and_the_aggregation_all_of_them(self):
         """Section 3.2 of V1: the layers' inputs do not grow as DenseNet's do."""
