@@ -334,8 +334,18 @@ def _check_outputs(model, file, quantize, calibration, metadata):
         if problem:
             raise ValueError(
                 f"model={model.name!r} and its {quantize or 'float32'} LiteRT form disagree in "
-                f"output {i}: {problem}; nothing was written."
+                f"output {i}: {problem}; nothing was written.{_mend(quantize)}"
             )
+
+
+def _mend(quantize):
+    if quantize not in CALIBRATED:
+        return ""
+    return (
+        " Calibrate with more images, and such as the model is to see; a model that loses too much "
+        "all the same can be trained for it (quantization.quantize_aware). Weights that were never "
+        "trained tend to magnify rounding errors."
+    )
 
 
 def _of_four_bits(model):

@@ -19,10 +19,11 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from keras_convnets.deploy.child import on_tensorflow
 from keras_convnets.deploy.export import outputs_of
 from keras_convnets.deploy.inspect import LiteRTFile
 from keras_convnets.deploy.litert import FORMS as QUANTIZED
-from keras_convnets.deploy.litert import export_litert_forms
+from keras_convnets.deploy.litert import convert, export_litert_forms
 from keras_convnets.deploy.runner import LiteRTModel
 from keras_convnets.graph import flatten, graph_nodes
 
@@ -149,29 +150,37 @@ def report(
     expected = outputs_of(tapped, images)
     with tempfile.TemporaryDirectory() as folder:
         quantized = [None if form == "float32" else form for form in forms]
-        whole, tapped_too = Path(folder, "model"), Path(folder, "taps")
-        whole.mkdir()
-        tapped_too.mkdir()
-        paths = export_litert_forms(model, whole, quantized, calibration)
-        taps = export_litert_forms(tapped, tapped_too, quantized, calibration)
+        paths = export_litert_forms(model, folder, quantized, calibration)
+        # `export_litert_forms` refuses a file for the error of any output; these are taps, whose
+        # errors are to be seen.
+        contents = on_tensorflow(
+            convert,
+            tapped,
+            forms=quantized,
+            calibration=calibration,
+            metadata=None,
+            integer_only=False,
+        )
 
-        def row(form, quantize):
-            path, tap = paths[quantize], taps[quantize]
-            for refusal in (path, tap):
+        def row(form, path, content):
+            for refusal in (path, content):
                 if isinstance(refusal, ValueError):
                     return Row(form, refused=str(refusal))
+            taps = Path(folder, "taps.tflite")
+            taps.write_bytes(content)
             return Row(
                 form,
                 path.stat().st_size,
                 operators=dict(LiteRTFile(path).operators().most_common()),
-                errors=dict(zip(names, map(_error, LiteRTModel(tap).predict(images), expected))),
+                errors=dict(zip(names, map(_error, LiteRTModel(taps).predict(images), expected))),
                 agreement=_agreement(
                     LiteRTModel(path).predict(images), expected[-len(model.outputs) :]
                 ),
                 **_measured(path, threads),
             )
 
-        return Report(model.name, len(images), [*map(row, forms, quantized)])
+        rows = map(row, forms, paths.values(), contents)
+        return Report(model.name, len(images), list(rows))
 
 
 def _check(forms, threads):
