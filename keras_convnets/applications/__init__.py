@@ -180,30 +180,10 @@ from keras_convnets.applications.mobileone import (
     MobileOneS3,
     MobileOneS4,
 )
-from keras_convnets.applications.nfnet import (
-    DMNFNetF0,
-    DMNFNetF1,
-    DMNFNetF2,
-    DMNFNetF3,
-    DMNFNetF4,
-    DMNFNetF5,
-    DMNFNetF6,
-    ECANFNetL0,
-    ECANFNetL1,
-    ECANFNetL2,
-    ECANFNetL3,
+from keras_convnets.applications.nf_resnet import (
     NFECAResNet26,
     NFECAResNet50,
     NFECAResNet101,
-    NFNetF0,
-    NFNetF1,
-    NFNetF2,
-    NFNetF3,
-    NFNetF4,
-    NFNetF5,
-    NFNetF6,
-    NFNetF7,
-    NFNetL0,
     NFRegNetB0,
     NFRegNetB1,
     NFRegNetB2,
@@ -217,10 +197,30 @@ from keras_convnets.applications.nfnet import (
     NFSEResNet50,
     NFSEResNet101,
 )
+from keras_convnets.applications.nfnet import (
+    DMNFNetF0,
+    DMNFNetF1,
+    DMNFNetF2,
+    DMNFNetF3,
+    DMNFNetF4,
+    DMNFNetF5,
+    DMNFNetF6,
+    ECANFNetL0,
+    ECANFNetL1,
+    ECANFNetL2,
+    ECANFNetL3,
+    NFNetF0,
+    NFNetF1,
+    NFNetF2,
+    NFNetF3,
+    NFNetF4,
+    NFNetF5,
+    NFNetF6,
+    NFNetF7,
+    NFNetL0,
+)
 from keras_convnets.applications.rdnet import RDNetBase, RDNetLarge, RDNetSmall, RDNetTiny
 from keras_convnets.applications.regnet import (
-    RegNetV_040,
-    RegNetV_064,
     RegNetX_002,
     RegNetX_004,
     RegNetX_004_TV,
@@ -251,10 +251,9 @@ from keras_convnets.applications.regnet import (
     RegNetY_640,
     RegNetY_1280,
     RegNetY_2560,
-    RegNetZ_005,
-    RegNetZ_040,
-    RegNetZ_040_H,
 )
+from keras_convnets.applications.regnetv import RegNetV_040, RegNetV_064
+from keras_convnets.applications.regnetz import RegNetZ_005, RegNetZ_040, RegNetZ_040_H
 from keras_convnets.applications.repghost import (
     RepGhostNet_050,
     RepGhostNet_058,

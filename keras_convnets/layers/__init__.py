@@ -13,7 +13,7 @@ from keras_convnets.layers.context_attention import (
     GatherExcite,
 )
 from keras_convnets.layers.continuous import FlexConv2D
-from keras_convnets.layers.conv import ConvNormAct, DepthwiseNormAct
+from keras_convnets.layers.conv import ConvNormAct, DepthwiseNormAct, batch_norm, convolution
 from keras_convnets.layers.deform import DCNv3, DCNv4, DeformConv2D
 from keras_convnets.layers.depthwise import BlurPool2D, DepthwiseConv2D
 from keras_convnets.layers.fake_quant import (
@@ -45,9 +45,11 @@ from keras_convnets.layers.leaves import (
     stochastic_depth,
 )
 from keras_convnets.layers.long_conv import LongConv1D, SGConv1D
+from keras_convnets.layers.norm_free import NormFreeBlock, NormFreeConv, SkipInit
 from keras_convnets.layers.points import DCLSConv1D, DCLSConv2D, SMPConv2D
 from keras_convnets.layers.pooling import SoftPooling1D, SoftPooling2D, SoftPooling3D
 from keras_convnets.layers.rep import RepBlock, RepConv
+from keras_convnets.layers.residual import BasicBlock, Bottleneck, attend
 from keras_convnets.layers.rotation import ARCConv2D
 from keras_convnets.layers.spatial import PartialPadConv2D, SpaceToDepth2D, SPDConv2D
 from keras_convnets.layers.standardized import ScaledWSConv2D
@@ -55,8 +57,10 @@ from keras_convnets.layers.standardized import ScaledWSConv2D
 __all__ = [
     "ARCConv2D",
     "AdaptiveFrequencyFilter2D",
+    "BasicBlock",
     "Block",
     "BlurPool2D",
+    "Bottleneck",
     "CBAM",
     "ComplexConv2D",
     "CondConv2D",
@@ -88,6 +92,8 @@ __all__ = [
     "LongConv1D",
     "MobileAttention",
     "MultiQueryAttention",
+    "NormFreeBlock",
+    "NormFreeConv",
     "PartialPadConv2D",
     "PHCConv2D",
     "PHCDense",
@@ -97,6 +103,7 @@ __all__ = [
     "RepBlock",
     "RepConv",
     "SGConv1D",
+    "SkipInit",
     "ScaledWSConv2D",
     "SMPConv2D",
     "SoftPooling1D",
@@ -106,6 +113,9 @@ __all__ = [
     "SPDConv2D",
     "SqueezeExcite",
     "UniversalBottleneck",
+    "attend",
+    "batch_norm",
+    "convolution",
     "make_divisible",
     "stochastic_depth",
 ]

@@ -10,6 +10,44 @@ from keras_convnets.layers.depthwise import DepthwiseConv2D
 from keras_convnets.layers.initializers import FAN_OUT_NORMAL, FanOutNormal
 
 
+def convolution(
+    filters: int,
+    kernel_size: int | tuple[int, int] = 1,
+    strides: int = 1,
+    padding: str = "valid",
+    groups: int = 1,
+    kernel_initializer: str | None = None,
+    name: str | None = None,
+) -> keras.layers.Conv2D:
+    """A convolution without bias, for a BatchNorm before or after it.
+
+    `kernel_initializer`: default: `FanOutNormal` with the outputs of one group; the rest as in
+    `keras.layers.Conv2D`.
+    """
+    return keras.layers.Conv2D(
+        filters,
+        kernel_size,
+        strides,
+        padding,
+        groups=groups,
+        use_bias=False,
+        kernel_initializer=kernel_initializer or FanOutNormal(groups),
+        name=name,
+    )
+
+
+def batch_norm(
+    epsilon: float = 1e-5, zero_init: bool = False, name: str | None = None
+) -> keras.layers.BatchNormalization:
+    """A BatchNorm with PyTorch's momentum and epsilon. `zero_init`: start with gamma = 0."""
+    return keras.layers.BatchNormalization(
+        momentum=0.9,
+        epsilon=epsilon,
+        gamma_initializer="zeros" if zero_init else "ones",
+        name=name,
+    )
+
+
 @keras.saving.register_keras_serializable("keras_convnets")
 class ConvNormAct(Block):
     """Convolution, BatchNorm and activation; no bias.
@@ -49,18 +87,9 @@ class ConvNormAct(Block):
         zeros = [side // 2 for side in np.broadcast_to(kernel_size, 2).tolist()]
         padded = strides > 1 and any(zeros) and padding == "symmetric"
         self.pad = keras.layers.ZeroPadding2D(zeros) if padded else None
-        self.conv = keras.layers.Conv2D(
-            filters,
-            kernel_size,
-            strides,
-            padding="valid" if padded or padding == "valid" else "same",
-            groups=groups,
-            use_bias=False,
-            kernel_initializer=kernel_initializer or FanOutNormal(groups),
-        )
-        self.norm = keras.layers.BatchNormalization(
-            momentum=0.9, epsilon=epsilon, gamma_initializer="zeros" if zero_init else "ones"
-        )
+        padding = "valid" if padded or padding == "valid" else "same"
+        self.conv = convolution(filters, kernel_size, strides, padding, groups, kernel_initializer)
+        self.norm = batch_norm(epsilon, zero_init)
         self.activation = keras.layers.Activation(activation) if activation else None
 
     def call(self, x):
@@ -91,7 +120,7 @@ class DepthwiseNormAct(Block):
             use_bias=False,
             depthwise_initializer=FAN_OUT_NORMAL,
         )
-        self.norm = keras.layers.BatchNormalization(momentum=0.9, epsilon=epsilon)
+        self.norm = batch_norm(epsilon)
         self.activation = keras.layers.Activation(activation) if activation else None
 
     def call(self, x):
