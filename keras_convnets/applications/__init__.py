@@ -242,6 +242,7 @@ from keras_convnets.applications.regnet import (
     RegNetY_016,
     RegNetY_032,
     RegNetY_040,
+    RegNetY_040_SGN,
     RegNetY_064,
     RegNetY_080,
     RegNetY_080_TV,
@@ -253,7 +254,19 @@ from keras_convnets.applications.regnet import (
     RegNetY_2560,
 )
 from keras_convnets.applications.regnetv import RegNetV_040, RegNetV_064
-from keras_convnets.applications.regnetz import RegNetZ_005, RegNetZ_040, RegNetZ_040_H
+from keras_convnets.applications.regnetz import (
+    RegNetZ_005,
+    RegNetZ_040,
+    RegNetZ_040_H,
+    RegNetZ_B16,
+    RegNetZ_B16_EvoS,
+    RegNetZ_C16,
+    RegNetZ_C16_EvoS,
+    RegNetZ_D8,
+    RegNetZ_D8_EvoS,
+    RegNetZ_D32,
+    RegNetZ_E8,
+)
 from keras_convnets.applications.repghost import (
     RepGhostNet_050,
     RepGhostNet_058,

@@ -5,6 +5,8 @@ Paper: https://arxiv.org/abs/2003.13678, sections 3.2 to 3.4 and 5. Differs from
 
 from __future__ import annotations
 
+import functools
+
 import keras
 import numpy as np
 
@@ -22,6 +24,7 @@ from keras_convnets.registry import Checkpoint, family
 
 Y = dict(squeeze=True)
 TORCHVISION = dict(least_share=0.9)
+SGN = dict(activation="silu", norm="group")  # groups of 16 channels, and no statistics of the batch
 # w_0, w_a and w_m of equations 2 to 4.
 VARIANTS = {
     "regnetx_002": dict(depth=13, line=(24, 36.44, 2.49), group_width=8),
@@ -45,6 +48,7 @@ VARIANTS = {
     "regnety_016": dict(depth=27, line=(48, 20.71, 2.65), group_width=24, **Y),
     "regnety_032": dict(depth=21, line=(80, 42.63, 2.66), group_width=24, **Y),
     "regnety_040": dict(depth=22, line=(96, 31.41, 2.24), group_width=64, **Y),
+    "regnety_040_sgn": dict(depth=22, line=(96, 31.41, 2.24), group_width=64, **SGN, **Y),
     "regnety_064": dict(depth=25, line=(112, 33.22, 2.27), group_width=72, **Y),
     "regnety_080": dict(depth=17, line=(192, 76.82, 2.19), group_width=56, **Y),
     "regnety_080_tv": dict(depth=17, line=(192, 76.82, 2.19), group_width=56, **TORCHVISION, **Y),
@@ -55,6 +59,7 @@ VARIANTS = {
     "regnety_1280": dict(depth=27, line=(456, 160.83, 2.52), group_width=264, **Y),
     "regnety_2560": dict(depth=27, line=(640, 230.83, 2.53), group_width=373, **Y),
     "regnety_test": dict(depth=5, line=(16, 12.0, 1.6), group_width=8, **Y),
+    "regnety_sgn_test": dict(depth=4, line=(16, 16.0, 1.26), group_width=4, **SGN, **Y),
 }
 WEIGHTS = {
     "regnetx_002.pycls_in1k": Checkpoint("mit", top1=68.758),
@@ -144,6 +149,8 @@ class RegNetBlock(Block):
         squeeze: reduced channels of the squeeze-and-excitation; 0 for none.
         same_shape: whether input and output have the same shape; else the shortcut is projected.
         drop_path: rate of stochastic depth.
+        activation: instead of relu.
+        norm: as in `ConvNormAct`.
     """
 
     def __init__(
@@ -155,16 +162,18 @@ class RegNetBlock(Block):
         squeeze: int,
         same_shape: bool,
         drop_path: float = 0.0,
+        activation: str = "relu",
+        norm: str = "batch",
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.conv1 = ConvNormAct(inner_width, activation="relu")
-        self.conv2 = ConvNormAct(inner_width, 3, strides, "relu", groups=groups)
-        self.squeeze = SqueezeExcite(inner_width, squeeze) if squeeze else None
-        self.conv3 = ConvNormAct(width, zero_init=True)
-        self.shortcut = None if same_shape else ConvNormAct(width, 1, strides)
+        self.conv1 = ConvNormAct(inner_width, activation=activation, norm=norm)
+        self.conv2 = ConvNormAct(inner_width, 3, strides, activation, groups=groups, norm=norm)
+        self.squeeze = SqueezeExcite(inner_width, squeeze, activation) if squeeze else None
+        self.conv3 = ConvNormAct(width, zero_init=True, norm=norm)
+        self.shortcut = None if same_shape else ConvNormAct(width, 1, strides, norm=norm)
         self.drop_path = DropPath(drop_path)
-        self.activation = keras.layers.Activation("relu")
+        self.activation = keras.layers.Activation(activation)
 
     def call(self, x):
         y = self.conv2(self.conv1(x))
@@ -214,12 +223,23 @@ def blocks(x, block, shapes, squeeze=True, drop_path_rate=0.0):
 
 
 @family(VARIANTS, WEIGHTS, KEYS, head_initializer=NORMAL_01)
-def regnet(x, depth, line, group_width, squeeze=False, least_share=0.0, drop_path_rate=0.0):
+def regnet(
+    x,
+    depth,
+    line,
+    group_width,
+    squeeze=False,
+    least_share=0.0,
+    activation="relu",
+    norm="batch",
+    drop_path_rate=0.0,
+):
     """Yields the stem and each stage: strides 2, 4, 8, 16, 32."""
-    x = ConvNormAct(32, 3, 2, "relu", name="stem")(x)
+    x = ConvNormAct(32, 3, 2, activation, norm=norm, name="stem")(x)
     yield x
+    block = functools.partial(RegNetBlock, activation=activation, norm=norm)
     shapes = stages(depth, line, group_width, least_share=least_share)
-    yield from blocks(x, RegNetBlock, shapes, squeeze, drop_path_rate)
+    yield from blocks(x, block, shapes, squeeze, drop_path_rate)
 
 
 RegNetX_002 = application("regnetx_002")
@@ -243,6 +263,7 @@ RegNetY_008_TV = application("regnety_008_tv")
 RegNetY_016 = application("regnety_016")
 RegNetY_032 = application("regnety_032")
 RegNetY_040 = application("regnety_040")
+RegNetY_040_SGN = application("regnety_040_sgn")
 RegNetY_064 = application("regnety_064")
 RegNetY_080 = application("regnety_080")
 RegNetY_080_TV = application("regnety_080_tv")

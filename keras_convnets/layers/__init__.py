@@ -16,6 +16,7 @@ from keras_convnets.layers.continuous import FlexConv2D
 from keras_convnets.layers.conv import ConvNormAct, DepthwiseNormAct, batch_norm, convolution
 from keras_convnets.layers.deform import DCNv3, DCNv4, DeformConv2D
 from keras_convnets.layers.depthwise import BlurPool2D, DepthwiseConv2D
+from keras_convnets.layers.evo_norm import EvoNorm2D
 from keras_convnets.layers.fake_quant import (
     FakeQuant,
     FoldedNorm,
@@ -77,6 +78,7 @@ __all__ = [
     "EffectiveSqueezeExcite",
     "EfficientChannelAttention",
     "EfficientLocalAttention",
+    "EvoNorm2D",
     "ExpertRouting",
     "FakeQuant",
     "FDConv2D",

@@ -1,5 +1,7 @@
 """RegNet against timm."""
 
+from functools import partial
+
 import pytest
 
 from keras_convnets.applications.regnet import VARIANTS, stages
@@ -18,9 +20,16 @@ def regnety_test():
     return small(se_ratio=0.25)
 
 
+def regnety_sgn_test():
+    from timm.layers import GroupNormAct
+
+    norm = {"act_layer": "silu", "norm_layer": partial(GroupNormAct, group_size=16)}
+    return small(depth=4, wa=16.0, wm=1.26, group_size=4, se_ratio=0.25, **norm)
+
+
 class TestRegNet(FamilyTests):
     family = "regnet"
-    reference = Timm(regnety_test=regnety_test)
+    reference = Timm(regnety_test=regnety_test, regnety_sgn_test=regnety_sgn_test)
     parity_variant = "regnetx_002"
 
     @pytest.mark.parametrize(
