@@ -349,6 +349,21 @@ from keras_convnets.applications.resnet_attention import (
     SEResNeXtAA201d_32x8d,
     SoftPoolResNet50,
 )
+from keras_convnets.applications.resnet_ts import (
+    ECAResNet33ts,
+    ECAResNeXt26ts,
+    GCResNet33ts,
+    GCResNet50t,
+    GCResNeXt26ts,
+    GCResNeXt50ts,
+    ResNet32ts,
+    ResNet33ts,
+    ResNet51q,
+    ResNet61q,
+    ResNeXt26ts,
+    SEResNet33ts,
+    SEResNeXt26ts,
+)
 from keras_convnets.applications.shufflenet_v2 import (
     ShuffleNetV2_x0_5,
     ShuffleNetV2_x1_0,

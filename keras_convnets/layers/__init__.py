@@ -25,6 +25,7 @@ from keras_convnets.layers.fake_quant import (
     QuantDepthwiseConv2D,
 )
 from keras_convnets.layers.frequency import FDConv2D
+from keras_convnets.layers.global_context import GlobalContext
 from keras_convnets.layers.global_filter import (
     AdaptiveFrequencyFilter2D,
     GlobalFilter2D,
@@ -86,6 +87,7 @@ __all__ = [
     "FoldedNorm",
     "FusedInvertedResidual",
     "GatherExcite",
+    "GlobalContext",
     "GlobalFilter2D",
     "GlobalLocalFilter2D",
     "GlobalResponseNorm",

@@ -8,6 +8,7 @@ from keras_convnets.layers.block import Block
 from keras_convnets.layers.channel_attention import EfficientChannelAttention
 from keras_convnets.layers.context_attention import CBAM, EfficientLocalAttention, GatherExcite
 from keras_convnets.layers.conv import ConvNormAct
+from keras_convnets.layers.global_context import GlobalContext
 from keras_convnets.layers.initializers import FAN_OUT_NORMAL
 from keras_convnets.layers.inverted import SqueezeExcite
 from keras_convnets.layers.leaves import DropPath, make_divisible
@@ -22,25 +23,35 @@ def attend(
     """The attention of a name, over a map of so many channels; `None` for `None`.
 
     Args:
-        name: `"se"`, `"eca"`, `"cbam"`, `"ela_"` and a variant of `EfficientLocalAttention`, or
-            `"ge_"` and a form of `GatherExcite`.
+        name: `"se"`, `"eca"`, `"gc"`, `"cbam"`, `"ela_"` and a
+            variant of `EfficientLocalAttention`, or `"ge_"` and a form of `GatherExcite`.
         channels: of the map.
         reduction, kernel_initializer: of squeeze-and-excitation; the first is the share of the
             channels that it has inside, in multiples of 8.
+
+    Raises:
+        ValueError: for another name.
     """
     if name is None:
         return None
-    if name == "se":
+    kind, _, form = name.partition("_")
+    if kind == "se":
         reduced = make_divisible(channels * reduction, keep=0)
         return SqueezeExcite(channels, reduced, kernel_initializer=kernel_initializer)
-    if name == "eca":
+    if kind == "eca":
         return EfficientChannelAttention(channels)
-    if name == "cbam":
+    if kind == "gc":
+        return GlobalContext(channels)
+    if kind == "cbam":
         return CBAM(channels)
-    kind, form = name.split("_")
     if kind == "ela":
         return EfficientLocalAttention(channels, form.upper())
-    return GatherExcite(channels, form, extent=0 if form == "minus" else 8)
+    if kind == "ge":
+        return GatherExcite(channels, form, extent=0 if form == "minus" else 8)
+    raise ValueError(
+        f"attend: name={name!r} must be None, 'se', 'eca', 'gc' or 'cbam', or begin with 'ela_' or "
+        "'ge_'."
+    )
 
 
 def projections(width: int, strides: int, shortcut: str | None) -> list[keras.layers.Layer]:
@@ -48,6 +59,10 @@ def projections(width: int, strides: int, shortcut: str | None) -> list[keras.la
     pooling before it instead of a stride for "pooled"; and for "convolved" 3x3 at a stride."""
     if shortcut is None:
         return []
+    if shortcut not in ("projected", "pooled", "convolved"):
+        raise ValueError(
+            f"shortcut={shortcut!r} must be None, 'projected', 'pooled' or 'convolved'."
+        )
     if shortcut == "pooled":
         pool = keras.layers.AveragePooling2D(2, padding="same")
         return [pool if strides > 1 else keras.layers.Identity(), ConvNormAct(width)]
@@ -103,6 +118,9 @@ class BasicBlock(_Residual):
         attention: a name that `attend` knows.
         pooled: whether average pooling follows the first convolution instead of its stride.
         drop_path: rate of stochastic depth.
+
+    Raises:
+        ValueError: for another shortcut or attention.
     """
 
     def __init__(
