@@ -27,6 +27,10 @@ from keras_convnets.applications.densenet import (
     DenseNet201,
     DenseNet264d,
 )
+from keras_convnets.applications.ecaresnet_pruned import (
+    ECAResNet50dPruned,
+    ECAResNet101dPruned,
+)
 from keras_convnets.applications.efficientnet import (
     EfficientNetB0,
     EfficientNetB1,

@@ -23,7 +23,7 @@ def attend(
     """The attention of a name, over a map of so many channels; `None` for `None`.
 
     Args:
-        name: `"se"`, `"eca"`, `"gc"`, `"cbam"`, `"ela_"` and a
+        name: `"se"`, `"eca"`, `"eca_"` and the size of its kernel, `"gc"`, `"cbam"`, `"ela_"` and a
             variant of `EfficientLocalAttention`, or `"ge_"` and a form of `GatherExcite`.
         channels: of the map.
         reduction, kernel_initializer: of squeeze-and-excitation; the first is the share of the
@@ -39,7 +39,7 @@ def attend(
         reduced = make_divisible(channels * reduction, keep=0)
         return SqueezeExcite(channels, reduced, kernel_initializer=kernel_initializer)
     if kind == "eca":
-        return EfficientChannelAttention(channels)
+        return EfficientChannelAttention(channels, int(form) if form else None)
     if kind == "gc":
         return GlobalContext(channels)
     if kind == "cbam":
@@ -49,8 +49,8 @@ def attend(
     if kind == "ge":
         return GatherExcite(channels, form, extent=0 if form == "minus" else 8)
     raise ValueError(
-        f"attend: name={name!r} must be None, 'se', 'eca', 'gc' or 'cbam', or begin with 'ela_' or "
-        "'ge_'."
+        f"attend: name={name!r} must be None, 'se', 'eca', 'gc' or 'cbam', or begin with 'eca_', "
+        "'ela_' or 'ge_'."
     )
 
 
