@@ -306,10 +306,12 @@ from keras_convnets.applications.repvit import (
 )
 from keras_convnets.applications.resnet import (
     ResNet18,
+    ResNet26,
     ResNet34,
     ResNet50,
     ResNet101,
     ResNet152,
+    ResNet200,
     WideResNet50_2,
     WideResNet101_2,
 )
@@ -352,6 +354,29 @@ from keras_convnets.applications.resnet_attention import (
     SEResNeXtAA101d_32x8d,
     SEResNeXtAA201d_32x8d,
     SoftPoolResNet50,
+)
+from keras_convnets.applications.resnet_d import (
+    ResNet10t,
+    ResNet14t,
+    ResNet18d,
+    ResNet26d,
+    ResNet26t,
+    ResNet34d,
+    ResNet50c,
+    ResNet50d,
+    ResNet50s,
+    ResNet50t,
+    ResNet101c,
+    ResNet101d,
+    ResNet101s,
+    ResNet152c,
+    ResNet152d,
+    ResNet152s,
+    ResNet200d,
+    ResNetAA34d,
+    ResNetAA50,
+    ResNetAA50d,
+    ResNetAA101d,
 )
 from keras_convnets.applications.resnet_ts import (
     ECAResNet33ts,

@@ -21,10 +21,12 @@ from keras_convnets.registry import Checkpoint, family
 
 VARIANTS = {
     "resnet18": dict(block="basic", depths=(2, 2, 2, 2)),
+    "resnet26": dict(block="bottleneck", depths=(2, 2, 2, 2)),
     "resnet34": dict(block="basic", depths=(3, 4, 6, 3)),
     "resnet50": dict(block="bottleneck", depths=(3, 4, 6, 3)),
     "resnet101": dict(block="bottleneck", depths=(3, 4, 23, 3)),
     "resnet152": dict(block="bottleneck", depths=(3, 8, 36, 3)),
+    "resnet200": dict(block="bottleneck", depths=(3, 24, 36, 3)),
     "wide_resnet50_2": dict(block="bottleneck", depths=(3, 4, 6, 3), group_width=128),
     "wide_resnet101_2": dict(block="bottleneck", depths=(3, 4, 23, 3), group_width=128),
     "resnet_test": dict(block="bottleneck", depths=(1, 1, 2, 1), widths=(4, 8, 8, 8)),
@@ -41,6 +43,7 @@ WEIGHTS = {
     ),
     "resnet18.gluon_in1k": Checkpoint("apache-2.0", top1=70.844),
     "resnet18.tv_in1k": Checkpoint("bsd-3-clause", interpolation="bilinear", top1=69.752),
+    "resnet26.bt_in1k": Checkpoint("apache-2.0", top1=75.298),
     "resnet34.a1_in1k": Checkpoint("apache-2.0", crop=0.95, top1=76.42),
     "resnet34.a2_in1k": Checkpoint("apache-2.0", crop=0.95, top1=75.52),
     "resnet34.a3_in1k": Checkpoint("apache-2.0", input_size=160, crop=0.95, top1=70.58),
@@ -189,10 +192,12 @@ def resnet(
 
 
 ResNet18 = application("resnet18")
+ResNet26 = application("resnet26")
 ResNet34 = application("resnet34")
 ResNet50 = application("resnet50")
 ResNet101 = application("resnet101")
 ResNet152 = application("resnet152")
+ResNet200 = application("resnet200")
 WideResNet50_2 = application("wide_resnet50_2")
 WideResNet101_2 = application("wide_resnet101_2")
 
