@@ -51,8 +51,11 @@ def test_list_models_and_weights_take_patterns():
         "resnet101",
         "resnet152",
         "resnet18",
+        "resnet200",
+        "resnet26",
         "resnet34",
         "resnet50",
+        "resnetaa50",
     ]
     assert set(list_weights("mobilenetv2_100.*")) == {"mobilenetv2_100.ra_in1k"}
 

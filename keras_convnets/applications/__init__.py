@@ -27,6 +27,10 @@ from keras_convnets.applications.densenet import (
     DenseNet201,
     DenseNet264d,
 )
+from keras_convnets.applications.ecaresnet_pruned import (
+    ECAResNet50dPruned,
+    ECAResNet101dPruned,
+)
 from keras_convnets.applications.efficientnet import (
     EfficientNetB0,
     EfficientNetB1,
@@ -180,30 +184,10 @@ from keras_convnets.applications.mobileone import (
     MobileOneS3,
     MobileOneS4,
 )
-from keras_convnets.applications.nfnet import (
-    DMNFNetF0,
-    DMNFNetF1,
-    DMNFNetF2,
-    DMNFNetF3,
-    DMNFNetF4,
-    DMNFNetF5,
-    DMNFNetF6,
-    ECANFNetL0,
-    ECANFNetL1,
-    ECANFNetL2,
-    ECANFNetL3,
+from keras_convnets.applications.nf_resnet import (
     NFECAResNet26,
     NFECAResNet50,
     NFECAResNet101,
-    NFNetF0,
-    NFNetF1,
-    NFNetF2,
-    NFNetF3,
-    NFNetF4,
-    NFNetF5,
-    NFNetF6,
-    NFNetF7,
-    NFNetL0,
     NFRegNetB0,
     NFRegNetB1,
     NFRegNetB2,
@@ -217,10 +201,30 @@ from keras_convnets.applications.nfnet import (
     NFSEResNet50,
     NFSEResNet101,
 )
+from keras_convnets.applications.nfnet import (
+    DMNFNetF0,
+    DMNFNetF1,
+    DMNFNetF2,
+    DMNFNetF3,
+    DMNFNetF4,
+    DMNFNetF5,
+    DMNFNetF6,
+    ECANFNetL0,
+    ECANFNetL1,
+    ECANFNetL2,
+    ECANFNetL3,
+    NFNetF0,
+    NFNetF1,
+    NFNetF2,
+    NFNetF3,
+    NFNetF4,
+    NFNetF5,
+    NFNetF6,
+    NFNetF7,
+    NFNetL0,
+)
 from keras_convnets.applications.rdnet import RDNetBase, RDNetLarge, RDNetSmall, RDNetTiny
 from keras_convnets.applications.regnet import (
-    RegNetV_040,
-    RegNetV_064,
     RegNetX_002,
     RegNetX_004,
     RegNetX_004_TV,
@@ -242,6 +246,7 @@ from keras_convnets.applications.regnet import (
     RegNetY_016,
     RegNetY_032,
     RegNetY_040,
+    RegNetY_040_SGN,
     RegNetY_064,
     RegNetY_080,
     RegNetY_080_TV,
@@ -251,9 +256,20 @@ from keras_convnets.applications.regnet import (
     RegNetY_640,
     RegNetY_1280,
     RegNetY_2560,
+)
+from keras_convnets.applications.regnetv import RegNetV_040, RegNetV_064
+from keras_convnets.applications.regnetz import (
     RegNetZ_005,
     RegNetZ_040,
     RegNetZ_040_H,
+    RegNetZ_B16,
+    RegNetZ_B16_EvoS,
+    RegNetZ_C16,
+    RegNetZ_C16_EvoS,
+    RegNetZ_D8,
+    RegNetZ_D8_EvoS,
+    RegNetZ_D32,
+    RegNetZ_E8,
 )
 from keras_convnets.applications.repghost import (
     RepGhostNet_050,
@@ -290,10 +306,12 @@ from keras_convnets.applications.repvit import (
 )
 from keras_convnets.applications.resnet import (
     ResNet18,
+    ResNet26,
     ResNet34,
     ResNet50,
     ResNet101,
     ResNet152,
+    ResNet200,
     WideResNet50_2,
     WideResNet101_2,
 )
@@ -336,6 +354,44 @@ from keras_convnets.applications.resnet_attention import (
     SEResNeXtAA101d_32x8d,
     SEResNeXtAA201d_32x8d,
     SoftPoolResNet50,
+)
+from keras_convnets.applications.resnet_d import (
+    ResNet10t,
+    ResNet14t,
+    ResNet18d,
+    ResNet26d,
+    ResNet26t,
+    ResNet34d,
+    ResNet50c,
+    ResNet50d,
+    ResNet50s,
+    ResNet50t,
+    ResNet101c,
+    ResNet101d,
+    ResNet101s,
+    ResNet152c,
+    ResNet152d,
+    ResNet152s,
+    ResNet200d,
+    ResNetAA34d,
+    ResNetAA50,
+    ResNetAA50d,
+    ResNetAA101d,
+)
+from keras_convnets.applications.resnet_ts import (
+    ECAResNet33ts,
+    ECAResNeXt26ts,
+    GCResNet33ts,
+    GCResNet50t,
+    GCResNeXt26ts,
+    GCResNeXt50ts,
+    ResNet32ts,
+    ResNet33ts,
+    ResNet51q,
+    ResNet61q,
+    ResNeXt26ts,
+    SEResNet33ts,
+    SEResNeXt26ts,
 )
 from keras_convnets.applications.shufflenet_v2 import (
     ShuffleNetV2_x0_5,

@@ -6,11 +6,13 @@ Paper: https://arxiv.org/abs/1608.06993, table 1 (DenseNet-BC). Differs from the
 
 from __future__ import annotations
 
+import functools
+
 import keras
 from keras import ops
 
 from keras_convnets.applications.base import application, image_functions
-from keras_convnets.layers import Block
+from keras_convnets.layers import Block, batch_norm, convolution
 from keras_convnets.layers.initializers import FAN_IN_NORMAL
 from keras_convnets.registry import Checkpoint, family
 
@@ -36,20 +38,7 @@ KEYS = [
 ]
 
 
-def batch_norm(**kwargs):
-    return keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, **kwargs)
-
-
-def convolution(width, kernel_size, strides=1, padding="same", **kwargs):
-    return keras.layers.Conv2D(
-        width,
-        kernel_size,
-        strides,
-        padding,
-        use_bias=False,
-        kernel_initializer=FAN_IN_NORMAL,
-        **kwargs,
-    )
+convolution = functools.partial(convolution, kernel_initializer=FAN_IN_NORMAL)
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
@@ -66,7 +55,7 @@ class DenseLayer(Block):
         self.conv1 = convolution(4 * growth, 1)
         self.norm2 = batch_norm()
         self.act2 = keras.layers.Activation("relu")
-        self.conv2 = convolution(growth, 3)
+        self.conv2 = convolution(growth, 3, padding="same")
 
     def call(self, x):
         y = self.conv1(self.act1(self.norm1(x)))

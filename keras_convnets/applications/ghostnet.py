@@ -13,14 +13,13 @@ from keras import ops
 from keras_convnets.applications.base import application, image_functions
 from keras_convnets.applications.repghost import (
     RepGhostBottleneck,
-    batch_norm,
     chain,
     convolution,
     depthwise,
     ghost_levels,
     pre_logits,
 )
-from keras_convnets.layers import Block, DepthwiseConv2D, RepConv
+from keras_convnets.layers import Block, DepthwiseConv2D, RepConv, batch_norm
 from keras_convnets.layers.initializers import FAN_OUT_UNIFORM, TORCH_UNIFORM
 from keras_convnets.registry import Checkpoint, family
 

@@ -15,6 +15,7 @@ from keras_convnets.layers import (
     DepthwiseConv2D,
     DropPath,
     LayerScale,
+    batch_norm,
     stochastic_depth,
 )
 from keras_convnets.layers.initializers import NORMAL_02
@@ -53,10 +54,6 @@ KEYS = [
     (r"^head$", "head.fc2"),
 ]
 MLP_RATIOS = (4, 4, 4, 3)
-
-
-def batch_norm(**name):
-    return keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, **name)
 
 
 def conv(width, size, **name):

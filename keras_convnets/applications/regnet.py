@@ -1,10 +1,6 @@
 """RegNet: widths that grow linearly with depth, quantised to four stages of one block each.
 
-Paper: https://arxiv.org/abs/2003.13678, sections 3.2 to 3.4 and 5, and
-https://arxiv.org/abs/2103.06877, section 3.3, for the scaling that RegNetZ is made for. Differs
-from the papers as timm does: V is Y with SiLU and normalisation before each convolution, and blocks
-of Z that change the shape have no shortcut; there the last BatchNorm starts at one, since at zero
-no block after it would see the image.
+Paper: https://arxiv.org/abs/2003.13678, sections 3.2 to 3.4 and 5. Differs from the paper: nothing.
 """
 
 from __future__ import annotations
@@ -23,14 +19,12 @@ from keras_convnets.layers import (
     make_divisible,
     stochastic_depth,
 )
-from keras_convnets.layers.initializers import FAN_OUT_NORMAL, NORMAL_01, FanOutNormal
+from keras_convnets.layers.initializers import NORMAL_01
 from keras_convnets.registry import Checkpoint, family
 
 Y = dict(squeeze=True)
 TORCHVISION = dict(least_share=0.9)
-V = dict(block="pre-activation", squeeze=True)
-POOLED = dict(block="pre-activation, pooled")
-Z = dict(block="inverted", squeeze=True, bottleneck=4)
+SGN = dict(activation="silu", norm="group")  # groups of 16 channels, and no statistics of the batch
 # w_0, w_a and w_m of equations 2 to 4.
 VARIANTS = {
     "regnetx_002": dict(depth=13, line=(24, 36.44, 2.49), group_width=8),
@@ -54,6 +48,7 @@ VARIANTS = {
     "regnety_016": dict(depth=27, line=(48, 20.71, 2.65), group_width=24, **Y),
     "regnety_032": dict(depth=21, line=(80, 42.63, 2.66), group_width=24, **Y),
     "regnety_040": dict(depth=22, line=(96, 31.41, 2.24), group_width=64, **Y),
+    "regnety_040_sgn": dict(depth=22, line=(96, 31.41, 2.24), group_width=64, **SGN, **Y),
     "regnety_064": dict(depth=25, line=(112, 33.22, 2.27), group_width=72, **Y),
     "regnety_080": dict(depth=17, line=(192, 76.82, 2.19), group_width=56, **Y),
     "regnety_080_tv": dict(depth=17, line=(192, 76.82, 2.19), group_width=56, **TORCHVISION, **Y),
@@ -63,18 +58,10 @@ VARIANTS = {
     "regnety_640": dict(depth=20, line=(352, 147.48, 2.4), group_width=328, **Y),
     "regnety_1280": dict(depth=27, line=(456, 160.83, 2.52), group_width=264, **Y),
     "regnety_2560": dict(depth=27, line=(640, 230.83, 2.53), group_width=373, **Y),
-    "regnetv_040": dict(depth=22, line=(96, 31.41, 2.24), group_width=64, **V),
-    "regnetv_064": dict(depth=25, line=(112, 33.22, 2.27), group_width=72, **V | POOLED),
-    "regnetz_005": dict(depth=21, line=(16, 10.7, 2.51), group_width=4, final_width=1024, **Z),
-    "regnetz_040": dict(depth=28, line=(48, 14.5, 2.226), group_width=8, **Z),
-    "regnetz_040_h": dict(depth=28, line=(48, 14.5, 2.226), group_width=8, final_width=1536, **Z),
     "regnety_test": dict(depth=5, line=(16, 12.0, 1.6), group_width=8, **Y),
-    "regnetv_test": dict(depth=5, line=(16, 12.0, 1.6), group_width=8, **V | POOLED),
-    "regnetz_test": dict(depth=5, line=(8, 6.0, 1.6), group_width=8, final_width=40, **Z),
+    "regnety_sgn_test": dict(depth=4, line=(16, 16.0, 1.26), group_width=4, **SGN, **Y),
 }
 WEIGHTS = {
-    "regnetv_040.ra3_in1k": Checkpoint("apache-2.0", crop=0.95, top1=82.44),
-    "regnetv_064.ra3_in1k": Checkpoint("apache-2.0", crop=0.95, top1=83.118),
     "regnetx_002.pycls_in1k": Checkpoint("mit", top1=68.758),
     "regnetx_004.pycls_in1k": Checkpoint("mit", top1=72.482),
     "regnetx_004_tv.tv2_in1k": Checkpoint("bsd-3-clause", crop=0.965, top1=74.596),
@@ -136,17 +123,12 @@ WEIGHTS = {
     "regnety_1280.seer_ft_in1k": Checkpoint("seer-license", input_size=384, crop=1.0, top1=84.426),
     "regnety_1280.swag_lc_in1k": Checkpoint("cc-by-nc-4.0", crop=0.965, top1=85.964),
     "regnety_2560.seer_ft_in1k": Checkpoint("seer-license", input_size=384, crop=1.0, top1=85.144),
-    "regnetz_040.ra3_in1k": Checkpoint("apache-2.0", input_size=256, crop=1.0, top1=83.644),
-    "regnetz_040_h.ra3_in1k": Checkpoint("apache-2.0", input_size=256, crop=1.0, top1=83.764),
 }
 KEYS = [
     (r"^stage(\d)_block(\d+)", r"s\1.b\2"),
     (r"squeeze/reduce", "se.fc1"),
     (r"squeeze/expand", "se.fc2"),
-    (r"shortcut/norm", "downsample.bn"),
     (r"shortcut", "downsample"),
-    (r"projections0", "downsample"),
-    (r"projections1", "downsample.1"),
     (r"/norm$", ".bn"),
     (r"^head$", "head.fc"),
 ]
@@ -167,6 +149,8 @@ class RegNetBlock(Block):
         squeeze: reduced channels of the squeeze-and-excitation; 0 for none.
         same_shape: whether input and output have the same shape; else the shortcut is projected.
         drop_path: rate of stochastic depth.
+        activation: instead of relu.
+        norm: as in `ConvNormAct`.
     """
 
     def __init__(
@@ -178,120 +162,24 @@ class RegNetBlock(Block):
         squeeze: int,
         same_shape: bool,
         drop_path: float = 0.0,
+        activation: str = "relu",
+        norm: str = "batch",
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.conv1 = ConvNormAct(inner_width, activation="relu")
-        self.conv2 = ConvNormAct(inner_width, 3, strides, "relu", groups=groups)
-        self.squeeze = SqueezeExcite(inner_width, squeeze) if squeeze else None
-        self.conv3 = ConvNormAct(width, zero_init=True)
-        self.shortcut = None if same_shape else ConvNormAct(width, 1, strides)
+        self.conv1 = ConvNormAct(inner_width, activation=activation, norm=norm)
+        self.conv2 = ConvNormAct(inner_width, 3, strides, activation, groups=groups, norm=norm)
+        self.squeeze = SqueezeExcite(inner_width, squeeze, activation) if squeeze else None
+        self.conv3 = ConvNormAct(width, zero_init=True, norm=norm)
+        self.shortcut = None if same_shape else ConvNormAct(width, 1, strides, norm=norm)
         self.drop_path = DropPath(drop_path)
-        self.activation = keras.layers.Activation("relu")
+        self.activation = keras.layers.Activation(activation)
 
     def call(self, x):
         y = self.conv2(self.conv1(x))
         y = self.conv3(self.squeeze(y) if self.squeeze else y)
         shortcut = self.shortcut(x) if self.shortcut else x
         return self.activation(shortcut + self.drop_path(y))
-
-
-@keras.saving.register_keras_serializable("keras_convnets")
-class RegNetVBlock(Block):
-    """shortcut(a(x)) + F(a(x)), where a is BatchNorm and SiLU before each convolution: V.
-
-    Shapes and arguments as in `RegNetBlock`. `pooled`: average pooling before a projected shortcut,
-    instead of a stride in it.
-    """
-
-    def __init__(
-        self,
-        width: int,
-        inner_width: int,
-        groups: int,
-        strides: int,
-        squeeze: int,
-        same_shape: bool,
-        drop_path: float = 0.0,
-        pooled: bool = False,
-        **kwargs,
-    ):
-        super().__init__(**kwargs)
-        self.norm1 = batch_norm()
-        self.act1 = keras.layers.Activation("silu")
-        self.conv1 = convolution(inner_width)
-        self.norm2 = batch_norm()
-        self.act2 = keras.layers.Activation("silu")
-        self.pad = keras.layers.ZeroPadding2D(1)
-        self.conv2 = convolution(inner_width, 3, strides, groups)
-        self.squeeze = SqueezeExcite(inner_width, squeeze, "silu")
-        self.norm3 = batch_norm()
-        self.act3 = keras.layers.Activation("silu")
-        self.conv3 = convolution(width)
-        if same_shape:
-            self.projections = []
-        elif pooled:
-            pool = keras.layers.AveragePooling2D(2, strides, padding="same")
-            self.projections = [pool, convolution(width)]
-        else:
-            self.projections = [convolution(width, 1, strides)]
-        self.drop_path = DropPath(drop_path)
-
-    def call(self, x):
-        x = self.act1(self.norm1(x))
-        y = self.act2(self.norm2(self.conv1(x)))
-        y = self.squeeze(self.conv2(self.pad(y)))
-        y = self.conv3(self.act3(self.norm3(y)))
-        for layer in self.projections:
-            x = layer(x)
-        return x + self.drop_path(y)
-
-
-@keras.saving.register_keras_serializable("keras_convnets")
-class RegNetZBlock(Block):
-    """x + F(x), or F(x) where the shape changes, with a wide grouped 3x3 convolution and SiLU: Z.
-
-    Dollar et al. 2021, section 3.3. Shapes and arguments as in `RegNetBlock`.
-    """
-
-    def __init__(
-        self,
-        width: int,
-        inner_width: int,
-        groups: int,
-        strides: int,
-        squeeze: int,
-        same_shape: bool,
-        drop_path: float = 0.0,
-        **kwargs,
-    ):
-        super().__init__(**kwargs)
-        self.conv1 = ConvNormAct(inner_width, activation="silu")
-        self.conv2 = ConvNormAct(inner_width, 3, strides, "silu", groups=groups)
-        self.squeeze = SqueezeExcite(inner_width, squeeze, "silu")
-        self.conv3 = ConvNormAct(width, zero_init=same_shape)
-        self.drop_path = DropPath(drop_path) if same_shape else None
-
-    def call(self, x):
-        y = self.conv3(self.squeeze(self.conv2(self.conv1(x))))
-        return x + self.drop_path(y) if self.drop_path else y
-
-
-def batch_norm():
-    return keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5)
-
-
-def convolution(width, kernel_size=1, strides=1, groups=1, **kwargs):
-    initializer = FanOutNormal(groups) if groups > 1 else FAN_OUT_NORMAL
-    return keras.layers.Conv2D(
-        width,
-        kernel_size,
-        strides,
-        groups=groups,
-        use_bias=False,
-        kernel_initializer=initializer,
-        **kwargs,
-    )
 
 
 def stages(depth, line, group_width, bottleneck=1, least_share=0.0):
@@ -314,40 +202,13 @@ def stages(depth, line, group_width, bottleneck=1, least_share=0.0):
         yield stage_depth, inner_width // bottleneck, inner_width, inner_width // size
 
 
-BLOCKS = {
-    "plain": RegNetBlock,
-    "pre-activation": RegNetVBlock,
-    "pre-activation, pooled": functools.partial(RegNetVBlock, pooled=True),
-    "inverted": RegNetZBlock,
-}
-
-
-@family(VARIANTS, WEIGHTS, KEYS, head_initializer=NORMAL_01)
-def regnet(
-    x,
-    depth,
-    line,
-    group_width,
-    block="plain",
-    squeeze=False,
-    bottleneck=1,
-    least_share=0.0,
-    final_width=0,
-    drop_path_rate=0.0,
-):
-    """Yields the stem and each stage: strides 2, 4, 8, 16, 32."""
-    activation = "relu" if block == "plain" else "silu"
-    if block.startswith("pre-activation"):
-        x = keras.layers.ZeroPadding2D(1, name="stem_pad")(x)
-        x = convolution(32, 3, 2, name="stem")(x)
-    else:
-        x = ConvNormAct(32, 3, 2, activation, name="stem")(x)
-    yield x
-    shapes = list(stages(depth, line, group_width, bottleneck, least_share))
+def blocks(x, block, shapes, squeeze=True, drop_path_rate=0.0):
+    """Yields each stage of blocks, of the shapes that `stages` gives, and returns the last."""
+    shapes = list(shapes)
     rates = stochastic_depth(drop_path_rate, [shape[0] for shape in shapes])
     for stage, (_, width, inner_width, groups) in enumerate(shapes):
         for i, rate in enumerate(rates[stage]):
-            x = BLOCKS[block](
+            x = block(
                 width,
                 inner_width,
                 groups,
@@ -358,10 +219,27 @@ def regnet(
                 name=f"stage{stage + 1}_block{i + 1}",
             )(x)
         yield x
-    if final_width:
-        return ConvNormAct(final_width, activation=activation, name="final_conv")(x)
-    if block != "plain":
-        return keras.layers.Activation(activation, name="final_activation")(x)
+    return x
+
+
+@family(VARIANTS, WEIGHTS, KEYS, head_initializer=NORMAL_01)
+def regnet(
+    x,
+    depth,
+    line,
+    group_width,
+    squeeze=False,
+    least_share=0.0,
+    activation="relu",
+    norm="batch",
+    drop_path_rate=0.0,
+):
+    """Yields the stem and each stage: strides 2, 4, 8, 16, 32."""
+    x = ConvNormAct(32, 3, 2, activation, norm=norm, name="stem")(x)
+    yield x
+    block = functools.partial(RegNetBlock, activation=activation, norm=norm)
+    shapes = stages(depth, line, group_width, least_share=least_share)
+    yield from blocks(x, block, shapes, squeeze, drop_path_rate)
 
 
 RegNetX_002 = application("regnetx_002")
@@ -385,6 +263,7 @@ RegNetY_008_TV = application("regnety_008_tv")
 RegNetY_016 = application("regnety_016")
 RegNetY_032 = application("regnety_032")
 RegNetY_040 = application("regnety_040")
+RegNetY_040_SGN = application("regnety_040_sgn")
 RegNetY_064 = application("regnety_064")
 RegNetY_080 = application("regnety_080")
 RegNetY_080_TV = application("regnety_080_tv")
@@ -394,10 +273,5 @@ RegNetY_320 = application("regnety_320")
 RegNetY_640 = application("regnety_640")
 RegNetY_1280 = application("regnety_1280")
 RegNetY_2560 = application("regnety_2560")
-RegNetV_040 = application("regnetv_040")
-RegNetV_064 = application("regnetv_064")
-RegNetZ_005 = application("regnetz_005")
-RegNetZ_040 = application("regnetz_040")
-RegNetZ_040_H = application("regnetz_040_h")
 
 preprocess_input, decode_predictions = image_functions(WEIGHTS)

@@ -5,10 +5,20 @@ Paper: https://arxiv.org/abs/2211.06088, figure 4 and table 7. Differs from the 
 
 from __future__ import annotations
 
+import functools
+
 import keras
 
 from keras_convnets.applications.base import application, image_functions
-from keras_convnets.layers import Block, DepthwiseConv2D, RepConv, SqueezeExcite, make_divisible
+from keras_convnets.layers import (
+    Block,
+    DepthwiseConv2D,
+    RepConv,
+    SqueezeExcite,
+    batch_norm,
+    convolution,
+    make_divisible,
+)
 from keras_convnets.layers.initializers import FAN_OUT_UNIFORM, TORCH_UNIFORM
 from keras_convnets.registry import Checkpoint, family
 
@@ -85,15 +95,7 @@ KEYS = [
 ]
 
 
-def convolution(width, kernel_size=1, strides=1, **arguments):
-    return keras.layers.Conv2D(
-        width,
-        kernel_size,
-        strides,
-        use_bias=False,
-        kernel_initializer=TORCH_UNIFORM,
-        **arguments,
-    )
+convolution = functools.partial(convolution, kernel_initializer=TORCH_UNIFORM)
 
 
 def depthwise(kernel_size, strides):
@@ -105,10 +107,6 @@ def depthwise(kernel_size, strides):
         use_bias=False,
         depthwise_initializer=FAN_OUT_UNIFORM,
     )
-
-
-def batch_norm(**arguments):
-    return keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, **arguments)
 
 
 def chain(steps, x):
@@ -175,10 +173,11 @@ class RepGhostBottleneck(Block):
         super().__init__(**kwargs)
         self.ghost1 = self.module(expanded, "relu")
         self.depthwise = self.filters(expanded, kernel_size, strides) if strides > 1 else []
-        self.squeeze = SqueezeExcite(expanded, squeeze, gate="hard_sigmoid") if squeeze else None
-        if squeeze:
-            self.squeeze.reduce.kernel_initializer = keras.initializers.get(TORCH_UNIFORM)
-            self.squeeze.expand.kernel_initializer = keras.initializers.get(TORCH_UNIFORM)
+        self.squeeze = (
+            SqueezeExcite(expanded, squeeze, gate="hard_sigmoid", kernel_initializer=TORCH_UNIFORM)
+            if squeeze
+            else None
+        )
         self.ghost2 = self.module(width)
         self.shortcut = (
             [depthwise(kernel_size, strides), batch_norm(), convolution(width), batch_norm()]

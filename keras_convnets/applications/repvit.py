@@ -15,6 +15,7 @@ from keras_convnets.layers import (
     DepthwiseConv2D,
     DepthwiseNormAct,
     SqueezeExcite,
+    batch_norm,
     make_divisible,
 )
 from keras_convnets.layers.initializers import FAN_OUT_UNIFORM, NORMAL_02, TORCH_UNIFORM
@@ -81,10 +82,6 @@ def depthwise_norm(kernel_size, strides=1):
     # One channel has kernel_size^2 inputs, as many as outputs.
     block.conv.depthwise_initializer = keras.initializers.get(FAN_OUT_UNIFORM)
     return block
-
-
-def batch_norm(name=None):
-    return keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=name)
 
 
 @keras.saving.register_keras_serializable("keras_convnets")

@@ -10,17 +10,25 @@ from __future__ import annotations
 import keras
 
 from keras_convnets.applications.base import application, image_functions
-from keras_convnets.layers import Block, ConvNormAct
+from keras_convnets.layers import (
+    BasicBlock,
+    Bottleneck,
+    ConvNormAct,
+    SoftPooling2D,
+    stochastic_depth,
+)
 from keras_convnets.registry import Checkpoint, family
 
 VARIANTS = {
     "resnet18": dict(block="basic", depths=(2, 2, 2, 2)),
+    "resnet26": dict(block="bottleneck", depths=(2, 2, 2, 2)),
     "resnet34": dict(block="basic", depths=(3, 4, 6, 3)),
     "resnet50": dict(block="bottleneck", depths=(3, 4, 6, 3)),
     "resnet101": dict(block="bottleneck", depths=(3, 4, 23, 3)),
     "resnet152": dict(block="bottleneck", depths=(3, 8, 36, 3)),
-    "wide_resnet50_2": dict(block="bottleneck", depths=(3, 4, 6, 3), base_width=128),
-    "wide_resnet101_2": dict(block="bottleneck", depths=(3, 4, 23, 3), base_width=128),
+    "resnet200": dict(block="bottleneck", depths=(3, 24, 36, 3)),
+    "wide_resnet50_2": dict(block="bottleneck", depths=(3, 4, 6, 3), group_width=128),
+    "wide_resnet101_2": dict(block="bottleneck", depths=(3, 4, 23, 3), group_width=128),
     "resnet_test": dict(block="bottleneck", depths=(1, 1, 2, 1), widths=(4, 8, 8, 8)),
 }
 WEIGHTS = {
@@ -35,6 +43,7 @@ WEIGHTS = {
     ),
     "resnet18.gluon_in1k": Checkpoint("apache-2.0", top1=70.844),
     "resnet18.tv_in1k": Checkpoint("bsd-3-clause", interpolation="bilinear", top1=69.752),
+    "resnet26.bt_in1k": Checkpoint("apache-2.0", top1=75.298),
     "resnet34.a1_in1k": Checkpoint("apache-2.0", crop=0.95, top1=76.42),
     "resnet34.a2_in1k": Checkpoint("apache-2.0", crop=0.95, top1=75.52),
     "resnet34.a3_in1k": Checkpoint("apache-2.0", input_size=160, crop=0.95, top1=70.58),
@@ -98,85 +107,97 @@ WEIGHTS = {
     ),
 }
 KEYS = [
+    (r"^stem0/conv", "conv1.0"),
+    (r"^stem0/norm", "conv1.1"),
+    (r"^stem1/conv", "conv1.3"),
+    (r"^stem1/norm", "conv1.4"),
+    (r"^stem2/conv", "conv1.6"),
     (r"^stem/conv", "conv1"),
-    (r"^stem/norm", "bn1"),
+    (r"^stem2?/norm", "bn1"),
     (r"^stage(\d)_block(\d+)", r"layer\1.\2"),
-    (r"conv(\d)/conv", r"conv\1"),
-    (r"conv(\d)/norm", r"bn\1"),
-    (r"shortcut/conv", "downsample.0"),
-    (r"shortcut/norm", "downsample.1"),
+    (r"attention/reduce", "se.fc1"),
+    (r"attention/expand", "se.fc2"),
+    (r"attention", "se"),
+    (r"projections0/conv", "downsample.0"),
+    (r"projections0/norm", "downsample.1"),
+    (r"projections1/conv", "downsample.1"),
+    (r"projections1/norm", "downsample.2"),
+    (r"/conv(\d)/conv", r"/conv\1"),
+    (r"/conv(\d)/norm", r"/bn\1"),
     (r"^head$", "fc"),
 ]
 
 
-@keras.saving.register_keras_serializable("keras_convnets")
-class BasicBlock(Block):
-    """relu(shortcut(x) + F(x)) with two 3x3 convolutions, figure 5 left.
-
-    Input: (batch, height, width, channels). Output: (batch, height / strides, width / strides,
-    width); the shortcut is a projection where either changes (option B), told by `project`.
-    """
-
-    def __init__(self, width: int, strides: int = 1, project: bool = False, **kwargs):
-        super().__init__(**kwargs)
-        self.conv1 = ConvNormAct(width, 3, strides, "relu")
-        self.conv2 = ConvNormAct(width, 3, zero_init=True)
-        self.shortcut = ConvNormAct(width, 1, strides) if project else None
-        self.activation = keras.layers.Activation("relu")
-
-    def call(self, x):
-        shortcut = self.shortcut(x) if self.shortcut else x
-        return self.activation(shortcut + self.conv2(self.conv1(x)))
-
-
-@keras.saving.register_keras_serializable("keras_convnets")
-class Bottleneck(Block):
-    """relu(shortcut(x) + F(x)) with 1x1, 3x3 and 1x1 convolutions, figure 5 right.
-
-    Input: (batch, height, width, channels). Output: (batch, height / strides, width / strides,
-    width). `inner_width`: channels of the 3x3 convolution, which has the stride.
-    """
-
-    def __init__(
-        self, width: int, inner_width: int, strides: int = 1, project: bool = False, **kwargs
-    ):
-        super().__init__(**kwargs)
-        self.conv1 = ConvNormAct(inner_width, 1, activation="relu")
-        self.conv2 = ConvNormAct(inner_width, 3, strides, "relu")
-        self.conv3 = ConvNormAct(width, 1, zero_init=True)
-        self.shortcut = ConvNormAct(width, 1, strides) if project else None
-        self.activation = keras.layers.Activation("relu")
-
-    def call(self, x):
-        shortcut = self.shortcut(x) if self.shortcut else x
-        return self.activation(shortcut + self.conv3(self.conv2(self.conv1(x))))
+def stem_pool(x, pool):
+    if pool == "average":
+        return keras.layers.AveragePooling2D(2, name="stem_pool")(x)
+    if pool == "soft":
+        return SoftPooling2D(2, name="stem_pool")(x)
+    x = keras.layers.ZeroPadding2D(1, name="stem_pad")(x)
+    return keras.layers.MaxPooling2D(3, 2, name="stem_pool")(x)
 
 
 @family(VARIANTS, WEIGHTS, KEYS)
-def resnet(x, block, depths, widths=(64, 128, 256, 512), base_width=64):
-    """Yields the stem and the output of each stage: strides 2, 4, 8, 16, 32."""
-    x = ConvNormAct(64, 7, 2, "relu", name="stem")(x)
+def resnet(
+    x,
+    depths,
+    block="bottleneck",
+    widths=(64, 128, 256, 512),
+    groups=1,
+    group_width=64,
+    stem=(),
+    shortcut="projected",
+    pool="max",
+    first_share=1.0,
+    attention=None,
+    drop_path_rate=0.0,
+):
+    """Yields the stem and the output of each stage: strides 2, 4, 8, 16, 32.
+
+    Args:
+        group_width: channels of a group in the first stage, if that is 64 wide.
+        stem: widths of the 3x3 convolutions; without any, there is one of 7x7.
+        shortcut: of the blocks that change the shape, as in `BasicBlock`.
+        pool: after the stem; "average" also stands for the strides of 3x3 convolutions.
+        first_share: of the first 1x1 convolution's channels in the 3x3 convolution's.
+        attention: a name that `attend` knows, or one for each stage.
+    """
+    for i, width in enumerate(stem):
+        x = ConvNormAct(width, 3, 1 if i else 2, "relu", name=f"stem{i}")(x)
+    if not stem:
+        x = ConvNormAct(64, 7, 2, "relu", name="stem")(x)
     yield x
-    x = keras.layers.ZeroPadding2D(1, name="stem_pad")(x)
-    x = keras.layers.MaxPooling2D(3, 2, name="stem_pool")(x)
-    for stage, (depth, width) in enumerate(zip(depths, widths), start=1):
-        for i in range(depth):
+    x = stem_pool(x, pool)
+    rates = stochastic_depth(drop_path_rate, depths)
+    names = attention if isinstance(attention, tuple) else (attention,) * len(depths)
+    for stage, (width, name) in enumerate(zip(widths, names), start=1):
+        for i, rate in enumerate(rates[stage - 1]):
             strides = 2 if i == 0 and stage > 1 else 1
-            name = f"stage{stage}_block{i}"
+            out = width if block == "basic" else 4 * width
+            rest = dict(
+                strides=strides,
+                shortcut=shortcut if strides > 1 or x.shape[-1] != out else None,
+                attention=name,
+                pooled=pool == "average",
+                drop_path=rate,
+                name=f"stage{stage}_block{i}",
+            )
             if block == "basic":
-                project = strides > 1
-                x = BasicBlock(width, strides, project, name=name)(x)
+                x = BasicBlock(out, **rest)(x)
             else:
-                inner_width = width * base_width // 64
-                x = Bottleneck(4 * width, inner_width, strides, project=i == 0, name=name)(x)
+                inner_width = width * group_width * groups // 64
+                first_width = int(inner_width * first_share)
+                x = Bottleneck(out, first_width, inner_width, groups, **rest)(x)
         yield x
 
 
 ResNet18 = application("resnet18")
+ResNet26 = application("resnet26")
 ResNet34 = application("resnet34")
 ResNet50 = application("resnet50")
 ResNet101 = application("resnet101")
 ResNet152 = application("resnet152")
+ResNet200 = application("resnet200")
 WideResNet50_2 = application("wide_resnet50_2")
 WideResNet101_2 = application("wide_resnet101_2")
 

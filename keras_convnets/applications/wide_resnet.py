@@ -7,10 +7,12 @@ wide_resnet50_2 and wide_resnet101_2 of ResNet.
 
 from __future__ import annotations
 
+import functools
+
 import keras
 
 from keras_convnets.applications.base import application, image_functions
-from keras_convnets.layers import Block
+from keras_convnets.layers import Block, batch_norm, convolution
 from keras_convnets.layers.initializers import FAN_IN_NORMAL
 from keras_convnets.registry import Checkpoint, family
 
@@ -41,14 +43,7 @@ KEYS = [
 ]
 
 
-def convolution(width, kernel_size, **arguments):
-    return keras.layers.Conv2D(
-        width, kernel_size, use_bias=False, kernel_initializer=FAN_IN_NORMAL, **arguments
-    )
-
-
-def batch_norm(**arguments):
-    return keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, **arguments)
+convolution = functools.partial(convolution, kernel_initializer=FAN_IN_NORMAL)
 
 
 @keras.saving.register_keras_serializable("keras_convnets")

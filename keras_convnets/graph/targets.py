@@ -11,6 +11,7 @@ FLOAT_KINDS = {
     "AdaptiveFrequencyFilter2D",
     "Divide",
     "Einsum",
+    "EvoNorm2D",
     "FFTConv1D",
     "FFTConv2D",
     "FilterSpectrum",

@@ -13,9 +13,10 @@ from keras_convnets.layers.context_attention import (
     GatherExcite,
 )
 from keras_convnets.layers.continuous import FlexConv2D
-from keras_convnets.layers.conv import ConvNormAct, DepthwiseNormAct
+from keras_convnets.layers.conv import ConvNormAct, DepthwiseNormAct, batch_norm, convolution
 from keras_convnets.layers.deform import DCNv3, DCNv4, DeformConv2D
 from keras_convnets.layers.depthwise import BlurPool2D, DepthwiseConv2D
+from keras_convnets.layers.evo_norm import EvoNorm2D
 from keras_convnets.layers.fake_quant import (
     FakeQuant,
     FoldedNorm,
@@ -24,6 +25,7 @@ from keras_convnets.layers.fake_quant import (
     QuantDepthwiseConv2D,
 )
 from keras_convnets.layers.frequency import FDConv2D
+from keras_convnets.layers.global_context import GlobalContext
 from keras_convnets.layers.global_filter import (
     AdaptiveFrequencyFilter2D,
     GlobalFilter2D,
@@ -45,9 +47,11 @@ from keras_convnets.layers.leaves import (
     stochastic_depth,
 )
 from keras_convnets.layers.long_conv import LongConv1D, SGConv1D
+from keras_convnets.layers.norm_free import NormFreeBlock, NormFreeConv, SkipInit
 from keras_convnets.layers.points import DCLSConv1D, DCLSConv2D, SMPConv2D
 from keras_convnets.layers.pooling import SoftPooling1D, SoftPooling2D, SoftPooling3D
 from keras_convnets.layers.rep import RepBlock, RepConv
+from keras_convnets.layers.residual import BasicBlock, Bottleneck, attend
 from keras_convnets.layers.rotation import ARCConv2D
 from keras_convnets.layers.spatial import PartialPadConv2D, SpaceToDepth2D, SPDConv2D
 from keras_convnets.layers.standardized import ScaledWSConv2D
@@ -55,8 +59,10 @@ from keras_convnets.layers.standardized import ScaledWSConv2D
 __all__ = [
     "ARCConv2D",
     "AdaptiveFrequencyFilter2D",
+    "BasicBlock",
     "Block",
     "BlurPool2D",
+    "Bottleneck",
     "CBAM",
     "ComplexConv2D",
     "CondConv2D",
@@ -73,6 +79,7 @@ __all__ = [
     "EffectiveSqueezeExcite",
     "EfficientChannelAttention",
     "EfficientLocalAttention",
+    "EvoNorm2D",
     "ExpertRouting",
     "FakeQuant",
     "FDConv2D",
@@ -80,6 +87,7 @@ __all__ = [
     "FoldedNorm",
     "FusedInvertedResidual",
     "GatherExcite",
+    "GlobalContext",
     "GlobalFilter2D",
     "GlobalLocalFilter2D",
     "GlobalResponseNorm",
@@ -88,6 +96,8 @@ __all__ = [
     "LongConv1D",
     "MobileAttention",
     "MultiQueryAttention",
+    "NormFreeBlock",
+    "NormFreeConv",
     "PartialPadConv2D",
     "PHCConv2D",
     "PHCDense",
@@ -97,6 +107,7 @@ __all__ = [
     "RepBlock",
     "RepConv",
     "SGConv1D",
+    "SkipInit",
     "ScaledWSConv2D",
     "SMPConv2D",
     "SoftPooling1D",
@@ -106,6 +117,9 @@ __all__ = [
     "SPDConv2D",
     "SqueezeExcite",
     "UniversalBottleneck",
+    "attend",
+    "batch_norm",
+    "convolution",
     "make_divisible",
     "stochastic_depth",
 ]

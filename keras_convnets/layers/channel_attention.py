@@ -34,17 +34,17 @@ class EfficientChannelAttention(Block):
     """x * sigmoid(conv(mean of x over the map)), a 1-D convolution along the channels.
 
     Wang et al. 2020 (ECA-Net, https://arxiv.org/abs/1910.03151), equations 9 and 12: its kernel
-    has the odd size nearest to log2(channels) / 2 + 1 / 2, at least 3. Input and output:
+    has by default the odd size nearest to log2(channels) / 2 + 1 / 2, at least 3. Input and output:
     (batch, height, width, channels).
     """
 
-    def __init__(self, channels: int, **kwargs):
+    def __init__(self, channels: int, kernel_size: int | None = None, **kwargs):
         super().__init__(**kwargs)
         self.pool = keras.layers.GlobalAveragePooling2D()
         size = int((math.log2(channels) + 1) / 2)
         self.conv = keras.layers.Conv1D(
             1,
-            max(size + 1 - size % 2, 3),
+            kernel_size or max(size + 1 - size % 2, 3),
             padding="same",
             use_bias=False,
             kernel_initializer=TORCH_UNIFORM,

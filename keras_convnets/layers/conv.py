@@ -1,4 +1,4 @@
-"""Convolution, BatchNorm and activation in one block."""
+"""Convolution, normalisation and activation in one block."""
 
 from __future__ import annotations
 
@@ -7,12 +7,51 @@ import numpy as np
 
 from keras_convnets.layers.block import Block
 from keras_convnets.layers.depthwise import DepthwiseConv2D
+from keras_convnets.layers.evo_norm import EvoNorm2D
 from keras_convnets.layers.initializers import FAN_OUT_NORMAL, FanOutNormal
+
+
+def convolution(
+    filters: int,
+    kernel_size: int | tuple[int, int] = 1,
+    strides: int = 1,
+    padding: str = "valid",
+    groups: int = 1,
+    kernel_initializer: str | None = None,
+    name: str | None = None,
+) -> keras.layers.Conv2D:
+    """A convolution without bias, for a BatchNorm before or after it.
+
+    `kernel_initializer`: default: `FanOutNormal` with the outputs of one group; the rest as in
+    `keras.layers.Conv2D`.
+    """
+    return keras.layers.Conv2D(
+        filters,
+        kernel_size,
+        strides,
+        padding,
+        groups=groups,
+        use_bias=False,
+        kernel_initializer=kernel_initializer or FanOutNormal(groups),
+        name=name,
+    )
+
+
+def batch_norm(
+    epsilon: float = 1e-5, zero_init: bool = False, name: str | None = None
+) -> keras.layers.BatchNormalization:
+    """A BatchNorm with PyTorch's momentum and epsilon. `zero_init`: start with gamma = 0."""
+    return keras.layers.BatchNormalization(
+        momentum=0.9,
+        epsilon=epsilon,
+        gamma_initializer="zeros" if zero_init else "ones",
+        name=name,
+    )
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
 class ConvNormAct(Block):
-    """Convolution, BatchNorm and activation; no bias.
+    """Convolution, normalisation and activation; no bias.
 
     Input: (batch, height, width, channels). Output: (batch, ceil(height / strides),
     ceil(width / strides), filters).
@@ -30,6 +69,11 @@ class ConvNormAct(Block):
         epsilon: of the BatchNorm.
         groups: of the convolution.
         kernel_initializer: default: `FanOutNormal` with the outputs of one group.
+        norm: `"batch"`; `"group"`, GroupNorm of 16 channels each; or `"evo"`, `EvoNorm2D`, which
+            with any `activation` is gated instead.
+
+    Raises:
+        ValueError: for another `norm`, and for filters that are no multiple of 16 with "group".
     """
 
     def __init__(
@@ -43,24 +87,31 @@ class ConvNormAct(Block):
         epsilon: float = 1e-5,
         groups: int = 1,
         kernel_initializer: str | None = None,
+        norm: str = "batch",
         **kwargs,
     ):
         super().__init__(**kwargs)
+        if norm not in ("batch", "group", "evo"):
+            raise ValueError(f"ConvNormAct: norm={norm!r} must be 'batch', 'group' or 'evo'.")
+        if norm == "group" and filters % 16:
+            raise ValueError(
+                f"ConvNormAct: filters={filters} must be a multiple of 16 with norm='group'."
+            )
         zeros = [side // 2 for side in np.broadcast_to(kernel_size, 2).tolist()]
         padded = strides > 1 and any(zeros) and padding == "symmetric"
         self.pad = keras.layers.ZeroPadding2D(zeros) if padded else None
-        self.conv = keras.layers.Conv2D(
-            filters,
-            kernel_size,
-            strides,
-            padding="valid" if padded or padding == "valid" else "same",
-            groups=groups,
-            use_bias=False,
-            kernel_initializer=kernel_initializer or FanOutNormal(groups),
-        )
-        self.norm = keras.layers.BatchNormalization(
-            momentum=0.9, epsilon=epsilon, gamma_initializer="zeros" if zero_init else "ones"
-        )
+        padding = "valid" if padded or padding == "valid" else "same"
+        self.conv = convolution(filters, kernel_size, strides, padding, groups, kernel_initializer)
+        if norm == "evo":
+            self.norm = EvoNorm2D(gated=activation is not None, zero_init=zero_init)
+            activation = None
+        elif norm == "group":
+            start = "zeros" if zero_init else "ones"
+            self.norm = keras.layers.GroupNormalization(
+                filters // 16, epsilon=epsilon, gamma_initializer=start
+            )
+        else:
+            self.norm = batch_norm(epsilon, zero_init)
         self.activation = keras.layers.Activation(activation) if activation else None
 
     def call(self, x):
@@ -91,7 +142,7 @@ class DepthwiseNormAct(Block):
             use_bias=False,
             depthwise_initializer=FAN_OUT_NORMAL,
         )
-        self.norm = keras.layers.BatchNormalization(momentum=0.9, epsilon=epsilon)
+        self.norm = batch_norm(epsilon)
         self.activation = keras.layers.Activation(activation) if activation else None
 
     def call(self, x):

@@ -40,6 +40,7 @@ class SqueezeExcite(Block):
         reduced: channels between the two 1x1 convolutions, which have biases.
         activation: name of a Keras activation, between them.
         gate: name of a Keras activation, after them.
+        kernel_initializer: of both.
     """
 
     def __init__(
@@ -48,13 +49,14 @@ class SqueezeExcite(Block):
         reduced: int,
         activation: str = "relu",
         gate: str = "sigmoid",
+        kernel_initializer: str = FAN_OUT_NORMAL,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.pool = keras.layers.GlobalAveragePooling2D(keepdims=True)
-        self.reduce = keras.layers.Conv2D(reduced, 1, kernel_initializer=FAN_OUT_NORMAL)
+        self.reduce = keras.layers.Conv2D(reduced, 1, kernel_initializer=kernel_initializer)
         self.activation = keras.layers.Activation(activation)
-        self.expand = keras.layers.Conv2D(channels, 1, kernel_initializer=FAN_OUT_NORMAL)
+        self.expand = keras.layers.Conv2D(channels, 1, kernel_initializer=kernel_initializer)
         self.gate = keras.layers.Activation(gate)
 
     def call(self, x):

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 
 from keras_convnets.layers.block import Block
+from keras_convnets.layers.conv import batch_norm
 from keras_convnets.layers.depthwise import DepthwiseConv2D
 from keras_convnets.layers.initializers import FanOutNormal
 from keras_convnets.layers.inverted import SqueezeExcite
@@ -274,7 +275,3 @@ class RepBlock(Block):
     def call(self, x):
         y = self.rep(x)
         return self.activation(self.squeeze(y) if self.squeeze else y)
-
-
-def batch_norm() -> keras.layers.BatchNormalization:
-    return keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5)

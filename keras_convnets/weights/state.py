@@ -18,7 +18,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_convnets.layers import DepthwiseConv2D, GlobalResponseNorm, ScaledWSConv2D
+from keras_convnets.layers import DepthwiseConv2D, EvoNorm2D, GlobalResponseNorm, ScaledWSConv2D
 from keras_convnets.registry import Family, find_family
 from keras_convnets.weights.copying import copy_all
 from keras_convnets.weights.readers import LazyState, write_safetensors
@@ -48,6 +48,7 @@ LAYOUTS = {
     keras.layers.BatchNormalization: _BATCH_NORM,
     keras.layers.GroupNormalization: _NORM,
     keras.layers.LayerNormalization: _NORM,
+    EvoNorm2D: _NORM,
     GlobalResponseNorm: _NORM,
     ScaledWSConv2D: _SCALED_CONV,
 }
