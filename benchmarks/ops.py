@@ -61,18 +61,18 @@ def main():
 class Backend:
     """Compiles, differentiates and waits in the way of one platform."""
 
-    def __init__(self, platform):
+    def __init__(self, platform, threads=THREADS):
         import keras
 
         self.platform, self.name, self.keras = platform, keras.backend.backend(), keras
         if self.name == "torch":
             import torch
 
-            torch.set_num_threads(int(THREADS))
+            torch.set_num_threads(int(threads))
         if self.name == "tensorflow":
             import tensorflow as tf
 
-            tf.config.threading.set_intra_op_parallelism_threads(int(THREADS))
+            tf.config.threading.set_intra_op_parallelism_threads(int(threads))
 
     def arrays(self, side, channels, kernel):
         import numpy as np
@@ -96,26 +96,30 @@ class Backend:
         return function
 
     def step(self, function):
-        """Gradients of sum(function(x, kernel) * g)."""
+        """Gradients of sum(function(*tensors) * g), called on the tensors and g."""
         if self.name == "jax":
             import jax
 
-            return lambda x, k, g: jax.vjp(function, x, k)[1](g)
+            return lambda *tensors_and_g: jax.vjp(function, *tensors_and_g[:-1])[1](
+                tensors_and_g[-1]
+            )
         if self.name == "tensorflow":
             import tensorflow as tf
 
-            def run(x, k, g):
+            def run(*tensors_and_g):
+                *tensors, g = tensors_and_g
                 with tf.GradientTape() as tape:
-                    tape.watch((x, k))
-                    y = function(x, k)
-                return tape.gradient(y, (x, k), g)
+                    tape.watch(tensors)
+                    y = function(*tensors)
+                return tape.gradient(y, tensors, g)
 
             return run
         import torch
 
-        def run(x, k, g):
-            x, k = x.detach().requires_grad_(), k.detach().requires_grad_()
-            return torch.autograd.grad(function(x, k), (x, k), g)
+        def run(*tensors_and_g):
+            *tensors, g = tensors_and_g
+            tensors = [t.detach().requires_grad_() for t in tensors]
+            return torch.autograd.grad(function(*tensors), tensors, g)
 
         return run
 
@@ -254,16 +258,19 @@ def route_functions(backend, rows, columns):
     return {"forward": forward, "input_gradient": to_input, "kernel_gradient": to_kernel}
 
 
-def run_children(kind, platforms):
-    """The JSON rows of a process for each platform."""
+def run_children(kind, platforms, script="ops", threads=THREADS):
+    """The JSON rows of a process for each platform, of a script in this folder."""
     for platform in platforms:
         environment = {
             **os.environ,
             "KERAS_BACKEND": PLATFORMS[platform],
-            "OMP_NUM_THREADS": THREADS,
+            "OMP_NUM_THREADS": threads,
             "TF_CPP_MIN_LOG_LEVEL": "2",
         }
-        command = [sys.executable, "-m", "benchmarks.ops", "--child", kind, "--platform", platform]
+        if threads == "1":
+            environment["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
+        command = [sys.executable, "-m", f"benchmarks.{script}"]
+        command += ["--child", kind, "--platform", platform]
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as child:
             for line in child.stdout:
                 print(line, end="", flush=True)
@@ -317,8 +324,7 @@ def markdown(rows):
     lines = [
         f"Depthwise convolution, float32, batch {BATCH}, {THREADS} threads, ms: Keras' own",
         "operator / ours. Medians, taking turns.",
-        f"{processor()}, {os.cpu_count()} cores, {host.system()}, "
-        f"Python {host.python_version()}, {datetime.date.today()}.",
+        machine(),
         "",
         "Speed-up over Keras' own, geometric mean (least):",
         "",
@@ -350,6 +356,13 @@ def markdown(rows):
                 line = " | ".join(cells[side, kernel, p] for p in platforms)
                 lines.append(f"| {side}x{side}x{channels} | {kernel} | {line} |")
     return "\n".join(lines) + "\n"
+
+
+def machine():
+    return (
+        f"{processor()}, {os.cpu_count()} cores, {host.system()}, "
+        f"Python {host.python_version()}, {datetime.date.today()}."
+    )
 
 
 def processor():

@@ -158,7 +158,7 @@ def find(model: keras.Model, target: str) -> list[Finding]:
     """`lint` for the tensorflow backend; see `on_tensorflow`."""
     shape = model.inputs[0].shape[1:]
     if target == "onnx":
-        model = onnx.without_groups_for_xla(model)
+        model = onnx.in_the_open(model)
     with leaf_graph(model) as graph:
         nodes = graph_nodes(graph)
         names = [node.operation.name for node in nodes]

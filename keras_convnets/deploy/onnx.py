@@ -13,6 +13,7 @@ import numpy as np
 from keras_convnets.deploy.child import on_tensorflow
 from keras_convnets.deploy.export import check_model, check_packages, outputs_of, write_checked
 from keras_convnets.graph import fold_batchnorm, reparameterize, rewrite
+from keras_convnets.layers import CondConv2D
 from keras_convnets.quiet import silenced_stderr
 
 INSTALL = 'pip install "keras-convnets[onnx]"'
@@ -55,6 +56,13 @@ def export_onnx(model: keras.Model, path: str | os.PathLike, opset: int = 18) ->
             f"model={model.name!r} has {size / 1e9:.1f} GB of weights, but one ONNX file holds at "
             "most 2 GB; choose a smaller variant."
         )
+    for layer in model._flatten_layers():
+        if isinstance(layer, CondConv2D) and layer.groups == layer.filters > 1:
+            raise ValueError(
+                f"{layer.name!r} is a depthwise CondConv2D, a convolution whose groups are all "
+                "examples' channels: ONNX has none of a number that is not known. Take fewer "
+                "groups, or export with export_litert."
+            )
     check_packages("ONNX", INSTALL, "tensorflow", "onnx", "onnxruntime", "tf2onnx")
     return write_checked(
         path,
@@ -65,7 +73,7 @@ def export_onnx(model: keras.Model, path: str | os.PathLike, opset: int = 18) ->
 
 def convert(model: keras.Model, opset: int) -> bytes:
     """The content of the file. For the tensorflow backend; see `on_tensorflow`."""
-    fused = without_groups_for_xla(fold_batchnorm(reparameterize(model)))
+    fused = in_the_open(fold_batchnorm(reparameterize(model)))
 
     def function(image):
         outputs = keras.tree.flatten(fused(image, training=False))
@@ -104,17 +112,21 @@ def lacking_nodes(proto) -> list:
     return [node for node in proto.graph.node if not onnx.defs.has(node.op_type)]
 
 
-def without_groups_for_xla(model: keras.Model) -> keras.Model:
-    """The model with its grouped convolutions in the open.
+def in_the_open(model: keras.Model) -> keras.Model:
+    """The model with its grouped convolutions in the open, and Fourier transforms as products.
 
-    Keras hides them in functions for XLA, which tf2onnx cannot look into.
+    Keras hides the former in functions for XLA, which tf2onnx cannot look into; of the latter ONNX
+    has none that tf2onnx makes.
     """
-    if all(getattr(layer, "groups", 1) == 1 for layer in model._flatten_layers()):
+    operations = [*model._flatten_layers(), *model.operations]
+    if not any(getattr(o, "groups", 1) != 1 or hasattr(o, "by_products") for o in operations):
         return model
     return rewrite(model, _in_the_open)
 
 
 def _in_the_open(operation, node):
+    if hasattr(operation, "by_products"):
+        return operation.by_products(node.input_tensors[0].shape)
     if type(operation) is not keras.layers.Conv2D or operation.groups == 1:
         return None
     layer = _GroupedConv2D.from_config(operation.get_config())

@@ -98,6 +98,9 @@ class DCNv3(Block):
         offset_scale: factor of the kernel's grid and of the offsets.
         remove_center: whether the middle tap is left out.
         depthwise_kernel_size: side of the depthwise kernel; default: `kernel_size`.
+        center_feature_scale: whether each group's sums are mixed with the pixel's own values: y
+            becomes y (1 - s) + dense(x) s, with s = sigmoid(dense(GELU(...))), one for each pixel
+            and group (the option of the published code; it starts at a half).
 
     Raises:
         ValueError: for an even kernel, or groups that do not divide the channels.
@@ -112,6 +115,7 @@ class DCNv3(Block):
         offset_scale: float = 1.0,
         remove_center: bool = False,
         depthwise_kernel_size: int | None = None,
+        center_feature_scale: bool = False,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -126,13 +130,18 @@ class DCNv3(Block):
         self.unpack_mask = UnpackChannels((groups, taps))
         self.project_in = keras.layers.Dense(channels, kernel_initializer=GLOROT_UNIFORM)
         self.aggregate = AggregateAtPoints(kernel_size, dilation_rate, offset_scale, remove_center)
+        self.center_scale = _center_scale(groups) if center_feature_scale else None
         self.project_out = keras.layers.Dense(channels, kernel_initializer=GLOROT_UNIFORM)
 
     def call(self, x):
         local = self.activation(self.norm(self.depthwise(x)))
         mask = ops.softmax(self.unpack_mask(self.mask(local)))
         offset = self.unpack_offset(self.offset(local))
-        return self.project_out(self.aggregate([self.project_in(x), offset, mask]))
+        value = self.project_in(x)
+        y = self.aggregate([value, offset, mask])
+        if self.center_scale:
+            y = _mix_groups(y, value, self.center_scale(local))
+        return self.project_out(y)
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
@@ -147,6 +156,7 @@ class DCNv4(Block):
     Args:
         channels, kernel_size, dilation_rate, groups, offset_scale, remove_center: as in `DCNv3`.
         depthwise_kernel_size: side of a depthwise kernel before `offset_mask`; default: none.
+        center_feature_scale: as in `DCNv3`, but s = sigmoid(dense(y)).
 
     Raises:
         ValueError: as `DCNv3`.
@@ -161,6 +171,7 @@ class DCNv4(Block):
         offset_scale: float = 1.0,
         remove_center: bool = False,
         depthwise_kernel_size: int | None = None,
+        center_feature_scale: bool = False,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -175,6 +186,7 @@ class DCNv4(Block):
         self.unpack_offset = UnpackChannels((self.taps, 2))
         self.project_in = keras.layers.Dense(channels, kernel_initializer=GLOROT_UNIFORM)
         self.aggregate = AggregateAtPoints(kernel_size, dilation_rate, offset_scale, remove_center)
+        self.center_scale = _center_scale(groups) if center_feature_scale else None
         self.project_out = keras.layers.Dense(channels, kernel_initializer=GLOROT_UNIFORM)
 
     def call(self, x):
@@ -182,7 +194,11 @@ class DCNv4(Block):
         packed = self.unpack(packed[..., : self.used])
         offset = self.unpack_offset(packed[..., : 2 * self.taps])
         mask = packed[..., 2 * self.taps :]
-        return self.project_out(self.aggregate([self.project_in(x), offset, mask]))
+        value = self.project_in(x)
+        y = self.aggregate([value, offset, mask])
+        if self.center_scale:
+            y = _mix_groups(y, value, self.center_scale(y))
+        return self.project_out(y)
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
@@ -300,6 +316,16 @@ class UnpackChannels(keras.layers.Layer):
 
     def compute_output_shape(self, input_shape):
         return (*input_shape[:-1], *self.shape)
+
+
+def _center_scale(groups):
+    return keras.layers.Dense(groups, "sigmoid", kernel_initializer="zeros")
+
+
+def _mix_groups(y, value, scale):
+    """y (1 - scale) + value scale, with one scale for each group of channels."""
+    scale = ops.repeat(scale, value.shape[-1] // scale.shape[-1], axis=-1)
+    return y * (1 - scale) + value * scale
 
 
 def _check_groups(name, channels, groups):

@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_convnets.layers.block import Block
+from keras_convnets.layers.global_filter import SpectralLayer
 from keras_convnets.layers.initializers import FAN_OUT_NORMAL
 from keras_convnets.ops import _geometry as geometry
 from keras_convnets.ops import frequency_bands, per_example_conv2d, weighted_spectrum
@@ -105,7 +106,7 @@ def _scale(logits):
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
-class FrequencyConv2D(keras.layers.Layer):
+class FrequencyConv2D(SpectralLayer):
     """The kernel of `FDConv2D`, as a spectrum.
 
     Input: a list of x, (batch, height, width, channels), the weights of the frequency groups,
@@ -125,9 +126,10 @@ class FrequencyConv2D(keras.layers.Layer):
         strides: int | tuple[int, int] = 1,
         groups: int = 4,
         use_bias: bool = True,
+        route: str = "fft",
         **kwargs,
     ):
-        super().__init__(**kwargs)
+        super().__init__(route, **kwargs)
         self.filters, self.kernel_size, self.groups = filters, kernel_size, groups
         self.strides = geometry.pair(strides, "strides", 1)
         self.use_bias = use_bias
@@ -158,7 +160,7 @@ class FrequencyConv2D(keras.layers.Layer):
     def call(self, inputs):
         x, groups, by_channel, by_filter, by_entry, *by_tap = inputs
         side, channels = self.kernel_size, x.shape[-1]
-        matrix = weighted_spectrum(self.spectrum, self.frequency_group, groups)
+        matrix = weighted_spectrum(self.spectrum, self.frequency_group, groups, self.route)
         kernel = ops.reshape(matrix, (-1, self.filters, side, channels, side))
         kernel = ops.transpose(kernel, (0, 2, 4, 3, 1)) * (self.divisor * self.groups)
         entries = ops.reshape(by_entry, (-1, channels, self.filters, side, side))
@@ -169,6 +171,9 @@ class FrequencyConv2D(keras.layers.Layer):
         y = per_example_conv2d(x, kernel, self.strides, side // 2)
         return y if self.bias is None else ops.add(y, self.bias)
 
+    def by_products(self, input_shape):
+        return super().by_products([input_shape])
+
     def compute_output_shape(self, input_shape):
         x = input_shape[0]
         kernel_shape = (self.kernel_size, self.kernel_size, x[-1], 1)
@@ -178,16 +183,19 @@ class FrequencyConv2D(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
-class ScaledBands(keras.layers.Layer):
+class ScaledBands(SpectralLayer):
     """A map's frequency bands, each times a map, and the lowest, in one sum again.
 
     Input: a list of x, (batch, height, width, channels), and maps, (batch, height, width, 3), the
     highest frequencies first. Output: shaped as x.
     """
 
+    def __init__(self, route: str = "fft", **kwargs):
+        super().__init__(route, **kwargs)
+
     def call(self, inputs):
         x, maps = inputs
-        *bands, y = frequency_bands(x, DIVISORS)
+        *bands, y = frequency_bands(x, DIVISORS, self.route)
         for i, band in enumerate(bands):
             y = y + band * maps[..., i : i + 1]
         return y

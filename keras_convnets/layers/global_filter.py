@@ -14,8 +14,8 @@ from keras_convnets.ops import complex_kernel, filter_spectrum, fourier
 from keras_convnets.ops._depthwise_routes import wide
 
 
-class _SpectralLayer(keras.layers.Layer):
-    """The base: a layer with an argument `route`, `"fft"` or `"matmul"`, see `ops.fourier`."""
+class SpectralLayer(keras.layers.Layer):
+    """The base: a layer with an argument `route`, see `ops.fourier`."""
 
     def __init__(self, route, **kwargs):
         super().__init__(**kwargs)
@@ -32,7 +32,7 @@ class _SpectralLayer(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
-class GlobalFilter2D(_SpectralLayer):
+class GlobalFilter2D(SpectralLayer):
     """A filter per channel, as large as the map and circular, that is learned as a spectrum.
 
     Rao et al. 2021 (GFNet, https://arxiv.org/abs/2107.00645, section 3.2). Input and output:
@@ -43,13 +43,13 @@ class GlobalFilter2D(_SpectralLayer):
     Args:
         rows: height of the map.
         columns: width // 2 + 1 of the map.
-        route: `"fft"` or `"matmul"`.
+        route: `"auto"`, `"fft"` or `"matmul"`.
 
     Raises:
         ValueError: for an input of another rank or unknown sizes, or another route.
     """
 
-    def __init__(self, rows: int = 14, columns: int = 8, route: str = "fft", **kwargs):
+    def __init__(self, rows: int = 14, columns: int = 8, route: str = "auto", **kwargs):
         super().__init__(route, **kwargs)
         self.rows, self.columns = geometry.pair((rows, columns), "(rows, columns)", 1)
 
@@ -122,7 +122,7 @@ class GlobalLocalFilter2D(Block):
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
-class AdaptiveFrequencyFilter2D(_SpectralLayer):
+class AdaptiveFrequencyFilter2D(SpectralLayer):
     """A map plus itself filtered by a mask that is computed from its spectrum, in float32.
 
     Huang et al. 2023 (AFFNet, https://arxiv.org/abs/2307.14008, section 3): the mask is a
@@ -134,7 +134,7 @@ class AdaptiveFrequencyFilter2D(_SpectralLayer):
         groups: of channels; those of a group are mixed.
         activation: between the linear layers.
         threshold: what is nearer to zero is zero, and the rest is moved that much towards it.
-        route: `"fft"` or `"matmul"`.
+        route: `"auto"`, `"fft"` or `"matmul"`.
 
     Raises:
         ValueError: for another rank, groups that do not divide the channels, or another route.
@@ -145,7 +145,7 @@ class AdaptiveFrequencyFilter2D(_SpectralLayer):
         groups: int = 8,
         activation: str = "silu",
         threshold: float = 0.01,
-        route: str = "fft",
+        route: str = "auto",
         **kwargs,
     ):
         super().__init__(route, **kwargs)

@@ -8,11 +8,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_convnets.layers.global_filter import _SpectralLayer
+from keras_convnets.layers.global_filter import SpectralLayer
 from keras_convnets.ops import fft_conv1d
 
 
-class _LongConv(_SpectralLayer):
+class _LongConv(SpectralLayer):
     """The base: a subclass makes its variables in `add_kernels(channels, kernels)` and computes
     from them `kernels(training)`, a list of one or two, (taps, channels).
 
@@ -58,7 +58,7 @@ class SGConv1D(_LongConv):
         taps: weights per piece.
         decay: least and largest over the channels, between which they are spaced evenly.
         bidirectional: whether there is a second kernel for what comes after; default: causal.
-        route: `"fft"` or `"matmul"`.
+        route: `"auto"`, `"fft"` or `"matmul"`.
 
     Raises:
         ValueError: for another rank, an unknown length, sizes that are none, or another route.
@@ -70,7 +70,7 @@ class SGConv1D(_LongConv):
         taps: int = 64,
         decay: tuple[float, float] = (2.0, 2.0),
         bidirectional: bool = False,
-        route: str = "fft",
+        route: str = "auto",
         **kwargs,
     ):
         super().__init__(length, bidirectional, route, **kwargs)
@@ -131,7 +131,7 @@ class LongConv1D(_LongConv):
         threshold: lambda of the squash.
         kernel_dropout: rate at which weights of the kernel are dropped in training.
         bidirectional: whether there is a second kernel for what comes after; default: causal.
-        route: `"fft"` or `"matmul"`.
+        route: `"auto"`, `"fft"` or `"matmul"`.
 
     Raises:
         ValueError: for another rank, an unknown length, sizes that are none, or another route.
@@ -143,7 +143,7 @@ class LongConv1D(_LongConv):
         threshold: float = 0.003,
         kernel_dropout: float = 0.0,
         bidirectional: bool = False,
-        route: str = "fft",
+        route: str = "auto",
         **kwargs,
     ):
         super().__init__(length, bidirectional, route, **kwargs)

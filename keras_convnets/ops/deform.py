@@ -21,6 +21,7 @@ from keras import ops
 
 from keras_convnets.ops._depthwise_routes import wide
 from keras_convnets.ops._geometry import (
+    check_axes,
     output_shape,
     pair,
     promote,
@@ -117,11 +118,8 @@ class DeformConv2DOperation(keras.Operation):
         return ops.cast(ops.reshape(y, (batch, height, width, filters)), spec.dtype)
 
     def _taps(self, kernel):
-        if len(kernel.shape) != 4:
-            raise ValueError(
-                "`kernel` must be (kernel_height, kernel_width, channels / groups, filters). "
-                f"Received: kernel.shape={tuple(kernel.shape)}"
-            )
+        axes = "(kernel_height, kernel_width, channels / groups, filters)"
+        check_axes("kernel", kernel.shape, axes, 4)
         return MovedTaps(kernel.shape[:2], self.strides, self.padding, self.dilation_rate)
 
     def _check_kernel(self, x_shape, kernel_shape):
@@ -165,9 +163,9 @@ class DeformAggregate(keras.Operation):
         spec = self.compute_output_spec(x, offset, mask)
         samples, weights = self.taps.corners(wide(x), wide(offset), mask)
         batch, height, width, groups, taps, corners, members = ops.shape(samples)
-        shape = (batch, height, width, groups, 1, taps * corners)
-        samples = ops.reshape(samples, (*shape[:4], taps * corners, members))
-        y = ops.matmul(ops.reshape(weights, shape), samples)
+        # Of three axes: LiteRT multiplies no matrices of six.
+        samples = ops.reshape(samples, (batch * height * width * groups, taps * corners, members))
+        y = ops.matmul(ops.reshape(weights, (-1, 1, taps * corners)), samples)
         return ops.cast(ops.reshape(y, (batch, height, width, x.shape[3])), spec.dtype)
 
 
@@ -189,6 +187,7 @@ class MovedTaps:
 
     def check(self, x_shape, offset_shape, mask_shape):
         """The shape of an output with the channels of `x`."""
+        check_axes("x", x_shape, "(batch, height, width, channels)", 1)
         kernel_shape = (*self.kernel_size, x_shape[-1], 1)
         shape = output_shape(x_shape, kernel_shape, self.strides, self.padding, self.dilation_rate)
         expected = (*shape[:3], None, len(self.places), 2)
@@ -262,7 +261,10 @@ def _weigh(samples, weights):
     """The sum over the four corners."""
     if keras.backend.backend() == "torch":  # a third faster there than its batched product
         return ops.sum(weights[..., None] * samples, -2)
-    return ops.matmul(weights[..., None, :], samples)[..., 0, :]
+    *shape, corners, members = ops.shape(samples)
+    samples = ops.reshape(samples, (-1, corners, members))
+    y = ops.matmul(ops.reshape(weights, (-1, 1, corners)), samples)
+    return ops.reshape(y, (*shape, members))
 
 
 def _shape(mask):

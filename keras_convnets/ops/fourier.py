@@ -5,7 +5,8 @@
 is a product of spectra. Spectra are pairs of real tensors, which every backend and LiteRT can
 compute with. Two routes give the same numbers: `"fft"`, and `"matmul"`, which multiplies by the
 matrices of the transform: more work, (height + width) products a pixel, but made of products only,
-for LiteRT, which lacks transforms of maps, and for matrix units.
+for LiteRT, which lacks transforms of maps, and for matrix units. `"auto"` takes what measured
+faster for that size (`fourier.json`), and `"fft"` for sizes that are not known.
 """
 
 from __future__ import annotations
@@ -16,17 +17,18 @@ from keras import ops
 
 from keras_convnets.ops import _fourier
 from keras_convnets.ops._depthwise_routes import wide
-from keras_convnets.ops._geometry import promote
+from keras_convnets.ops._dispatch import transform_route
+from keras_convnets.ops._geometry import check_axes, promote
 
-ROUTES = ("fft", "matmul")
+ROUTES = ("auto", "fft", "matmul")
 
 
-def rfft2(x, route="fft"):
+def rfft2(x, route="auto"):
     """The spectrum of a real map, scaled by 1 / sqrt(height * width): the transform is unitary.
 
     Args:
         x: `(batch, height, width, channels)`, float.
-        route: `"fft"` or `"matmul"`.
+        route: `"auto"`, `"fft"` or `"matmul"`.
 
     Returns:
         The real and the imaginary part, `(batch, height, width // 2 + 1, channels)` each: float32,
@@ -39,13 +41,13 @@ def rfft2(x, route="fft"):
     return apply(RFFT2(route), x)
 
 
-def irfft2(real, imaginary, width, route="fft"):
+def irfft2(real, imaginary, width, route="auto"):
     """The real map of a spectrum: the inverse of `rfft2`.
 
     Args:
         real, imaginary: `(batch, height, width // 2 + 1, channels)`, float.
         width: of the map: the spectra of even and odd ones are equally wide.
-        route: `"fft"` or `"matmul"`.
+        route: `"auto"`, `"fft"` or `"matmul"`.
 
     Returns:
         `(batch, height, width, channels)`, of the parts' type.
@@ -56,7 +58,7 @@ def irfft2(real, imaginary, width, route="fft"):
     return apply(IRFFT2(width, route), real, imaginary)
 
 
-def fft_conv2d(x, kernel, route="fft"):
+def fft_conv2d(x, kernel, route="auto"):
     """Circular convolution of each channel with a kernel up to as large as the map.
 
     It is a convolution and no correlation: `kernel[0, 0]` is the weight of the pixel itself, and
@@ -67,7 +69,7 @@ def fft_conv2d(x, kernel, route="fft"):
         x: `(batch, height, width, channels)`, float, of known height and width.
         kernel: `(kernel_height, kernel_width, channels)`, or one for each example with the batch
             as first axis; float.
-        route: `"fft"` or `"matmul"`.
+        route: `"auto"`, `"fft"` or `"matmul"`.
 
     Returns:
         A tensor shaped as `x`, of the type that `x` and `kernel` promote to.
@@ -79,7 +81,7 @@ def fft_conv2d(x, kernel, route="fft"):
     return apply(FFTConv2D(route), x, kernel)
 
 
-def filter_spectrum(x, spectrum, route="fft"):
+def filter_spectrum(x, spectrum, route="auto"):
     """`irfft2` of `rfft2` times a filter that is given as a spectrum.
 
     Rao et al. 2021 (GFNet, https://arxiv.org/abs/2107.00645, section 3.2).
@@ -87,7 +89,7 @@ def filter_spectrum(x, spectrum, route="fft"):
     Args:
         x: `(batch, height, width, channels)`, float.
         spectrum: `(height, width // 2 + 1, channels, 2)`, float: real and imaginary part.
-        route: `"fft"` or `"matmul"`.
+        route: `"auto"`, `"fft"` or `"matmul"`.
 
     Returns:
         A tensor shaped as `x`, of the type that `x` and `spectrum` promote to.
@@ -108,7 +110,7 @@ def apply(operation, *tensors):
 class RoutedOperation(keras.Operation):
     """The base: `by_products()` is the same operation by the route of matrix products."""
 
-    def __init__(self, route="fft", name=None):
+    def __init__(self, route="auto", name=None):
         super().__init__(name=name)
         if route not in ROUTES:
             raise ValueError(f"`route` must be one of {ROUTES}. Received: {route!r}")
@@ -122,11 +124,7 @@ class _Transform(RoutedOperation):
     """The base of those that take a map."""
 
     def check_map(self, name, x):
-        if len(x.shape) != 4:
-            raise ValueError(
-                f"`{name}` must be (batch, height, width, channels). Received: "
-                f"{name}.shape={tuple(x.shape)}"
-            )
+        check_axes(name, x.shape, "(batch, height, width, channels)")
         if self.route == "matmul" and None in tuple(x.shape[1:3]):
             raise ValueError(
                 f'`{name}` must have a known height and width for the route "matmul". Received: '
@@ -154,14 +152,16 @@ class RFFT2(_Transform):
 class IRFFT2(_Transform):
     """`irfft2` as a node of a symbolic graph, called on `(real, imaginary)`."""
 
-    def __init__(self, width, route="fft", name=None):
+    def __init__(self, width, route="auto", name=None):
         super().__init__(route, name=name)
         self.width = width
 
     def compute_output_spec(self, real, imaginary):
         self.check_map("real", real)
         batch, height, half, channels = real.shape
-        if tuple(imaginary.shape[1:]) != tuple(real.shape[1:]) or half != self.width // 2 + 1:
+        batches = {batch, *imaginary.shape[:1]} - {None}
+        same = len(batches) < 2 and tuple(imaginary.shape[1:]) == tuple(real.shape[1:])
+        if not same or half != self.width // 2 + 1:
             raise ValueError(
                 "`real` and `imaginary` must be (batch, height, width // 2 + 1, channels) both. "
                 f"Received: real.shape={tuple(real.shape)}, "
@@ -187,7 +187,8 @@ class FFTConv2D(_Transform):
         fits = (
             len(shape) in (3, 4)
             and shape[-1] == channels
-            and None not in tuple(x.shape[1:3])
+            and None not in (*x.shape[1:3], *shape[-3:])
+            and 0 not in shape[-3:]
             and shape[-3] <= x.shape[1]
             and shape[-2] <= x.shape[2]
             and (len(shape) == 3 or None in (shape[0], x.shape[0]) or shape[0] == x.shape[0])
@@ -242,7 +243,7 @@ def multiply(a, b):
 def transform(x, route, unitary=False):
     """The pair of parts of the spectrum of a float32 or float64 map, scaled only if `unitary`."""
     height, width = ops.shape(x)[1:3]
-    if route == "fft":
+    if resolve(route, x, height, width) == "fft":
         spectrum = _fourier.rfft2(ops.transpose(x, (0, 3, 1, 2)), (height, width))
         parts = [ops.transpose(f(spectrum), (0, 2, 3, 1)) for f in (ops.real, ops.imag)]
     else:
@@ -256,7 +257,7 @@ def transform(x, route, unitary=False):
 def inverse(parts, width, route, unitary=False):
     """The map of a spectrum that `transform` made."""
     height = ops.shape(parts[0])[1]
-    if route == "fft":
+    if resolve(route, parts[0], height, width) == "fft":
         spectrum = _fourier.join(*(ops.transpose(part, (0, 3, 1, 2)) for part in parts))
         y = ops.transpose(_fourier.irfft2(spectrum, (height, width)), (0, 2, 3, 1))
     else:
@@ -268,6 +269,15 @@ def inverse(parts, width, route, unitary=False):
         rows = ops.concatenate(_turn_rows(parts, 1), 2)
         y = ops.matmul(constant(matrix, rows), rows)
     return y / _scaled(ops.ones((), y.dtype), height, width) if unitary else y
+
+
+def resolve(route, x, height, width):
+    """What `"auto"` stands for with a map of this size."""
+    if route != "auto":
+        return route
+    if not (isinstance(height, int) and isinstance(width, int)):
+        return "fft"
+    return transform_route(_fourier.platform(x), "map", (height * width) ** 0.5)
 
 
 def waves(count, size, length=None):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from keras import ops
 
+from keras_convnets.ops._geometry import promote
+
 
 def kronecker_sum(rules, blocks):
     """sum over i of the Kronecker product of rules[i] and blocks[i], along the last two axes.
@@ -21,14 +23,16 @@ def kronecker_sum(rules, blocks):
         `(..., channels, filters)`, a kernel of `n` times fewer numbers, but for the rules.
 
     Raises:
-        ValueError: for shapes that do not fit each other.
+        ValueError: for shapes that do not fit each other or are not all known, or a non-float type.
     """
-    n, *spatial, inputs, outputs = blocks.shape
-    if len(blocks.shape) < 3 or tuple(rules.shape) != (n, n, n):
+    shape = tuple(blocks.shape)
+    if len(shape) < 3 or not all(shape) or tuple(rules.shape) != shape[:1] * 3:
         raise ValueError(
             "`rules` must be (n, n, n), and `blocks` (n, ..., channels / n, filters / n). "
             f"Received: rules.shape={tuple(rules.shape)}, blocks.shape={tuple(blocks.shape)}"
         )
+    promote(rules=rules, blocks=blocks)
+    n, *spatial, inputs, outputs = shape
     blocks = ops.reshape(blocks, (n, -1, inputs, outputs))
     kernel = ops.einsum("nij,nkab->kiajb", rules, blocks)
     return ops.reshape(kernel, (*spatial, n * inputs, n * outputs))
@@ -48,13 +52,14 @@ def complex_kernel(real, imaginary):
         `(..., 2 * channels, 2 * filters)`.
 
     Raises:
-        ValueError: for parts of different shapes, or of fewer than two axes.
+        ValueError: for parts of different shapes or of fewer than two axes, or a non-float type.
     """
     if tuple(real.shape) != tuple(imaginary.shape) or len(real.shape) < 2:
         raise ValueError(
             "`real` and `imaginary` must be (..., channels, filters) both. Received: "
             f"real.shape={tuple(real.shape)}, imaginary.shape={tuple(imaginary.shape)}"
         )
+    promote(real=real, imaginary=imaginary)
     from_real = ops.concatenate([real, imaginary], -1)
     from_imaginary = ops.concatenate([-imaginary, real], -1)
     return ops.concatenate([from_real, from_imaginary], -2)

@@ -2,7 +2,8 @@
 
     y[n, t, c] = sum over i of x[n, t - i, c] kernel[i, c] + x[n, t + 1 + i, c] backward[i, c]
 
-with zeros outside of x, as a product of spectra. Two routes give the same numbers: `"fft"`, and
+with zeros outside of x, as a product of spectra. `"auto"` takes the route that measured faster for
+that length (`fourier.json`). Two give the same numbers: `"fft"`, and
 `"matmul"`, whose transform of N1 * N2 points is one of N1 points, a turn of each number, and one of
 N2 points, both as matrix products: Fu et al. 2023 (FlashFFTConv, https://arxiv.org/abs/2311.05908,
 section 3). Rows of zeros are left out of the first product and of the last, and of conjugate rows
@@ -19,6 +20,7 @@ from keras import ops
 
 from keras_convnets.ops import _fourier
 from keras_convnets.ops._depthwise_routes import wide
+from keras_convnets.ops._dispatch import transform_route
 from keras_convnets.ops._geometry import promote
 from keras_convnets.ops.fourier import (
     RoutedOperation,
@@ -30,7 +32,7 @@ from keras_convnets.ops.fourier import (
 )
 
 
-def fft_conv1d(x, kernel, backward=None, route="fft"):
+def fft_conv1d(x, kernel, backward=None, route="auto"):
     """Convolves each channel of a sequence with its own kernel, however long.
 
     Args:
@@ -38,7 +40,7 @@ def fft_conv1d(x, kernel, backward=None, route="fft"):
         kernel: `(taps, channels)`, float: the weights of each step itself and those before it.
         backward: `(taps, channels)`, float: the weights of the steps after it, nearest first.
             Default: none, and then the convolution is causal.
-        route: `"fft"` or `"matmul"`.
+        route: `"auto"`, `"fft"` or `"matmul"`.
 
     Returns:
         A tensor shaped as `x`, of the type that the arguments promote to.
@@ -56,7 +58,7 @@ class FFTConv1D(RoutedOperation):
     """`fft_conv1d` as a node of a symbolic graph, called on `(x, kernel)` or with `backward`."""
 
     def compute_output_spec(self, x, kernel, backward=None):
-        if len(x.shape) != 3 or x.shape[1] is None:
+        if len(x.shape) != 3 or not x.shape[1]:
             raise ValueError(
                 "`x` must be (batch, length, channels) with a known length. Received: "
                 f"x.shape={tuple(x.shape)}"
@@ -80,7 +82,10 @@ class FFTConv1D(RoutedOperation):
         kernel = wide(kernel)[:length]
         backward = kernel[:0] if backward is None else wide(backward)[: length - 1]
         size = length + max(kernel.shape[0] - 1, backward.shape[0])
-        convolve = _by_fft if self.route == "fft" else _by_products
+        route = self.route
+        if route == "auto":
+            route = transform_route(_fourier.platform(x), "sequence", length)
+        convolve = _by_fft if route == "fft" else _by_products
         return ops.cast(convolve(wide(x), kernel, backward, size), spec.dtype)
 
 

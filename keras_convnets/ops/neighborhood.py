@@ -21,6 +21,7 @@ from keras import ops
 
 from keras_convnets.ops._depthwise_routes import every, fit, wide
 from keras_convnets.ops._geometry import (
+    check_axes,
     output_shape,
     pair,
     promote,
@@ -210,21 +211,22 @@ class Neighborhood:
     def taps(self):
         return self.kernel_size[0] * self.kernel_size[1]
 
-    def output_shape(self, x_shape):
-        if self.border == "shift" and len(x_shape) == 4:
+    def output_shape(self, name, x_shape):
+        check_axes(name, x_shape, "(batch, height, width, channels)", 1)
+        if self.border == "shift":
             for axis, kernel in enumerate(self.kernel_size, 1):
                 if x_shape[axis] is not None and x_shape[axis] < kernel:
                     raise ValueError(
                         f'With `border="shift"` the map must be at least as large as the kernel: '
-                        f"resize it or take a smaller kernel. Received: x.shape={tuple(x_shape)}, "
-                        f"kernel_size={self.kernel_size}"
+                        f"resize it or take a smaller kernel. Received: "
+                        f"{name}.shape={tuple(x_shape)}, kernel_size={self.kernel_size}"
                     )
         kernel_shape = (*self.kernel_size, x_shape[-1], 1)
         return output_shape(x_shape, kernel_shape, self.strides, self.padding, self.dilation_rate)
 
     def check_weights(self, x_shape, weights_shape):
         """The output's shape, after checking that `weights` fits `x`."""
-        shape = self.output_shape(x_shape)
+        shape = self.output_shape("x", x_shape)
         expected = ("batch or 1", *shape[1:3], "groups", self.taps)
         fits = len(weights_shape) == 5 and all(
             not isinstance(e, int) or given in (e, None)
@@ -240,7 +242,7 @@ class Neighborhood:
 
     def check_query(self, query_shape, key_shape, groups):
         """The scores' shape, after checking that `query` fits `key`."""
-        shape = self.output_shape(key_shape)
+        shape = self.output_shape("key", key_shape)
         if len(query_shape) != 4 or any(
             None not in (q, k) and q != k for q, k in zip(query_shape, shape)
         ):

@@ -17,6 +17,7 @@ from keras import ops
 
 from keras_convnets.ops._depthwise_routes import every
 from keras_convnets.ops._geometry import (
+    check_axes,
     output_shape,
     pair,
     promote,
@@ -57,13 +58,13 @@ class PerExampleConv2DOperation(keras.Operation):
         self.dilation_rate = pair(dilation_rate, "dilation_rate", 1)
 
     def compute_output_spec(self, x, kernel):
-        if len(kernel.shape) != 5 or (
-            None not in (x.shape[0], kernel.shape[0]) and x.shape[0] != kernel.shape[0]
-        ):
+        axes = "(batch, kernel_height, kernel_width, channels / groups, filters)"
+        check_axes("kernel", kernel.shape, axes, 4)
+        check_axes("x", x.shape, "(batch, height, width, channels)", 1)
+        if None not in (x.shape[0], kernel.shape[0]) and x.shape[0] != kernel.shape[0]:
             raise ValueError(
-                "`kernel` must be (batch, kernel_height, kernel_width, channels / groups, filters) "
-                f"with the batch of `x`. Received: kernel.shape={tuple(kernel.shape)}, "
-                f"x.shape={tuple(x.shape)}"
+                f"`kernel` must be {axes} with the batch of `x`. Received: "
+                f"kernel.shape={tuple(kernel.shape)}, x.shape={tuple(x.shape)}"
             )
         _, height, width, members, filters = kernel.shape
         channels = x.shape[-1]

@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_convnets.ops._depthwise_routes import wide
-from keras_convnets.ops._geometry import pair, promote
+from keras_convnets.ops._geometry import check_axes, pair, promote
 
 FORMS = ("bilinear", "normalized", "triangle", "gaussian")
 
@@ -46,12 +46,10 @@ def spaced_kernel(weight, positions, kernel_size, form="bilinear", sigma=None):
             '`sigma` must be given for "triangle" and "gaussian", and only for them. Received: '
             f"form={form!r}, sigma={sigma!r}"
         )
+    check_axes("weight", weight.shape, "(count, channels / groups, filters)", 3)
+    check_axes("positions", positions.shape, "(axes, count, channels / groups, filters)", 4)
     axes = positions.shape[0]
-    if (
-        len(weight.shape) != 3
-        or axes not in (1, 2)
-        or tuple(positions.shape[1:]) != tuple(weight.shape)
-    ):
+    if axes not in (1, 2) or tuple(positions.shape[1:]) != tuple(weight.shape):
         raise ValueError(
             "`weight` must be (count, channels / groups, filters), and `positions` one or two of "
             f"such. Received: weight.shape={tuple(weight.shape)}, "
@@ -102,6 +100,7 @@ def point_kernel(weight, positions, radius, kernel_size):
         ValueError: for shapes that do not fit each other or a non-float type.
     """
     sizes = pair(kernel_size, "kernel_size", 2)
+    check_axes("weight", weight.shape, "(points, channels)", 2)
     points = weight.shape[0]
     shapes = [tuple(t.shape) for t in (weight, positions, radius)]
     if len(weight.shape) != 2 or shapes[1:] != [(points, 2), (points,)]:

@@ -6,7 +6,7 @@ import numpy as np
 from keras import ops
 
 from keras_convnets.ops._depthwise_routes import wide
-from keras_convnets.ops._geometry import promote
+from keras_convnets.ops._geometry import check_axes, promote
 
 
 def rotate_kernels(kernels, angles, weights):
@@ -28,18 +28,22 @@ def rotate_kernels(kernels, angles, weights):
     Raises:
         ValueError: for shapes that do not fit each other or a non-float type.
     """
+    axes = "(count, 3, 3, channels / groups, filters)"
+    check_axes("kernels", kernels.shape, axes, 5)
     count = kernels.shape[0]
-    if len(kernels.shape) != 5 or tuple(kernels.shape[1:3]) != (3, 3):
-        raise ValueError(
-            "`kernels` must be (count, 3, 3, channels / groups, filters). Received: "
-            f"kernels.shape={tuple(kernels.shape)}"
-        )
+    if tuple(kernels.shape[1:3]) != (3, 3):
+        raise ValueError(f"`kernels` must be {axes}. Received: kernels.shape={kernels.shape}")
     for name, tensor in (("angles", angles), ("weights", weights)):
         if len(tensor.shape) != 2 or tensor.shape[1] != count:
             raise ValueError(
                 f"`{name}` must be (batch, count) with a column for each kernel. Received: "
                 f"{name}.shape={tuple(tensor.shape)}, kernels.shape={tuple(kernels.shape)}"
             )
+    if None not in (angles.shape[0], weights.shape[0]) and angles.shape[0] != weights.shape[0]:
+        raise ValueError(
+            "`angles` and `weights` must have one batch. Received: "
+            f"angles.shape={tuple(angles.shape)}, weights.shape={tuple(weights.shape)}"
+        )
     dtype = promote(kernels=kernels, angles=angles, weights=weights)
     kernels, angles, weights = wide(kernels), wide(angles), wide(weights)
     # The angle 0 counts as positive, and so has a derivative too.

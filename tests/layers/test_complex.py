@@ -3,12 +3,22 @@
 import keras
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from keras_convnets.graph import reparameterize
 from keras_convnets.layers import ComplexConv2D
 from keras_convnets.layers.computed import convolve
 from keras_convnets.ops import complex_kernel
-from tests.ops.backends import assert_within_eps, compiled, numpy, value_and_gradients
+from tests.ops.backends import (
+    FEW,
+    assert_within_eps,
+    check_definition,
+    compiled,
+    for_one_call,
+    numpy,
+    value_and_gradients,
+)
 
 
 def test_convolution():
@@ -44,6 +54,22 @@ def test_convolution():
     layer.set_weights([*arrays[1:], bias])
     assert_within_eps(numpy(layer(arrays[0])), expected[0] + bias, 54)
     assert layer.count_params() == 2 * (kernel.size + 4)
+
+
+@FEW
+@given(shape=st.lists(st.integers(1, 4), min_size=2, max_size=4))
+def test_any_kernel(shape):
+    """Applied to [re | im] it is the product of complex numbers."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(5, shape[-2])) + 1j * rng.normal(size=(5, shape[-2]))
+
+    def definition(real, imaginary):
+        y = x @ (real + 1j * imaginary)
+        return np.concatenate([y.real, y.imag], -1)
+
+    parts = np.concatenate([x.real, x.imag], -1).astype("float32")
+    run = for_one_call(lambda *arrays: keras.ops.matmul(parts, complex_kernel(*arrays)))
+    check_definition(run, definition, rng.normal(size=(2, *shape)), 2 * shape[-2])
 
 
 def test_saved_and_reparameterized(tmp_path):

@@ -79,6 +79,40 @@ def test_dcnv4_packs_offsets_and_masks(remove_center):
     assert_close(keras.ops.convert_to_numpy(layer(x)), expected, 1e-5, "output")
 
 
+@pytest.mark.parametrize("make", [DCNv3, DCNv4])
+def test_center_feature_scale(make, tmp_path):
+    """Of what is aggregated and the pixel's own value, each group takes a share of its own."""
+    x = images(2, 4, 5, 6)
+    image = keras.Input((4, 5, 6))
+    layer = make(6, groups=3, center_feature_scale=True)
+    model = keras.Model(image, layer(image))
+    fresh = keras.ops.convert_to_numpy(layer.center_scale(x))
+    np.testing.assert_array_equal(fresh, np.full((2, 4, 5, 3), 0.5))
+    seeded(layer, x.shape)
+    if make is DCNv3:
+        local = layer.activation(layer.norm(layer.depthwise(x)))
+        local = keras.ops.convert_to_numpy(local)
+        offset = dense(local, layer.offset).reshape(2, 4, 5, 3, 9, 2)
+        mask = np.exp(dense(local, layer.mask).reshape(2, 4, 5, 3, 9))
+        mask /= mask.sum(-1, keepdims=True)
+    else:
+        packed = dense(x, layer.offset_mask)[..., :81].reshape(2, 4, 5, 3, 27)
+        offset, mask = packed[..., :18].reshape(2, 4, 5, 3, 9, 2), packed[..., 18:]
+    value = dense(x, layer.project_in)
+    y = points_by_columns(value, offset, mask, 3, 1, 1.0, False)
+    seen = local if make is DCNv3 else y
+    scale = 1 / (1 + np.exp(-dense(seen, layer.center_scale)))
+    for n, p, q, c in np.ndindex(*y.shape):
+        share = scale[n, p, q, c // 2]
+        y[n, p, q, c] = y[n, p, q, c] * (1 - share) + value[n, p, q, c] * share
+    output = keras.ops.convert_to_numpy(model(x))
+    assert_close(output, dense(y, layer.project_out), 1e-5, "output")
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(loaded(x)), output)
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(flatten(model)(x)), output)
+
+
 @pytest.mark.parametrize("modulated", [False, True])
 def test_deform_conv_is_equation_1(modulated):
     x = images(2, 6, 5, 4)

@@ -5,12 +5,21 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from keras_convnets.graph import reparameterize
 from keras_convnets.layers import PHCConv2D, PHCDense
 from keras_convnets.layers.computed import convolve
 from keras_convnets.ops import kronecker_sum
-from tests.ops.backends import compiled, numpy, value_and_gradients
+from tests.ops.backends import (
+    FEW,
+    check_definition,
+    compiled,
+    for_one_call,
+    numpy,
+    value_and_gradients,
+)
 
 # Arrays of github.com/eleGAN23/HyperNets at c859ffe, run with random weights; gradients are of
 # sum(output * cotangent).
@@ -49,6 +58,21 @@ def test_convolution(case, n, strides):
     layer.build(arrays[0].shape)
     layer.set_weights(weights("state"))
     compare([numpy(layer(arrays[0]))], [channels_last(data["output"])])
+
+
+@FEW
+@given(n=st.integers(1, 4), shape=st.lists(st.integers(1, 3), min_size=2, max_size=4))
+def test_any_kronecker_sum(n, shape):
+    rng, (*spatial, inputs, outputs) = np.random.default_rng(0), shape
+
+    def definition(rules, blocks):
+        kernel = np.zeros((*spatial, n * inputs, n * outputs))
+        for i, place in [(i, place) for i in range(n) for place in np.ndindex(*spatial)]:
+            kernel[place] += np.kron(rules[i], blocks[i][place])
+        return kernel
+
+    arrays = [rng.normal(size=(n, n, n)), rng.normal(size=(n, *shape))]
+    check_definition(for_one_call(kronecker_sum), definition, arrays, n)
 
 
 def test_dense():

@@ -3,9 +3,19 @@
 import keras
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from keras_convnets.layers import SoftPooling1D, SoftPooling2D, SoftPooling3D
-from tests.ops.backends import assert_within_eps, compiled, numpy, value_and_gradients
+from tests.ops.backends import (
+    FEW,
+    assert_within_eps,
+    check_definition,
+    compiled,
+    for_one_call,
+    numpy,
+    value_and_gradients,
+)
 
 
 @pytest.mark.parametrize(
@@ -43,6 +53,28 @@ def test_against_a_loop(make, sizes, pool_size, strides, tmp_path):
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(numpy(loaded(x)), numpy(model(x)))
+
+
+@FEW
+@given(
+    more=st.lists(st.integers(0, 3), min_size=1, max_size=3),
+    pool_size=st.integers(1, 3),
+    strides=st.integers(1, 4),
+    scale=st.sampled_from([1, 30]),
+)
+def test_any_window(more, pool_size, strides, scale):
+    layer = (SoftPooling1D, SoftPooling2D, SoftPooling3D)[len(more) - 1](pool_size, strides)
+    x = scale * np.random.default_rng(0).normal(size=(2, *(pool_size + n for n in more), 2))
+
+    def definition(x):
+        y = np.empty((2, *(n // strides + 1 for n in more), 2))
+        for n, *place, c in np.ndindex(*y.shape):
+            values = x[(n, *(slice(p * strides, p * strides + pool_size) for p in place), c)]
+            weights = np.exp(values - values.max())
+            y[(n, *place, c)] = (weights * values).sum() / weights.sum()
+        return y
+
+    check_definition(for_one_call(layer), definition, [x], scale**2 * pool_size ** len(more))
 
 
 def test_bad_input():

@@ -3,9 +3,18 @@
 import keras
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from keras_convnets.layers import PartialPadConv2D, SpaceToDepth2D, SPDConv2D
-from tests.ops.backends import assert_within_eps, numpy, value_and_gradients
+from tests.ops.backends import (
+    FEW,
+    assert_within_eps,
+    check_definition,
+    for_one_call,
+    numpy,
+    value_and_gradients,
+)
 
 
 def normal(*shape):
@@ -76,6 +85,39 @@ def test_partial_padding(kernel_size, strides, padding, groups, tmp_path):
     for a, e in zip(actual, (y, gradient)):
         assert_within_eps(a, e, kh * kw * 4)
     saved_and_loaded(layer, x, tmp_path)
+
+
+@FEW
+@given(
+    more=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    strides=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    groups=st.sampled_from([1, 2, 4]),
+)
+def test_any_partial_padding(more, kernel, strides, padding, groups):
+    size = [k + n for k, n in zip(kernel, more)]
+    layer = PartialPadConv2D(4, kernel, strides, padding, groups, use_bias=False)
+    layer.build((None, *size, 4))
+    weight, members = numpy(layer.kernel).astype("float64"), 4 // groups
+
+    def definition(x):
+        outputs = [(n + 2 * z - k) // s + 1 for n, z, k, s in zip(size, padding, kernel, strides)]
+        y = np.zeros((2, *outputs, 4))
+        for p, q in np.ndindex(*outputs):
+            inside = 0
+            for i, j in np.ndindex(*kernel):
+                h, w = p * strides[0] + i - padding[0], q * strides[1] + j - padding[1]
+                if 0 <= h < size[0] and 0 <= w < size[1]:
+                    inside += 1
+                    for c, f in np.ndindex(4, 4):
+                        if c // members == f // members:
+                            y[:, p, q, f] += x[:, h, w, c] * weight[i, j, c % members, f]
+            y[:, p, q] *= kernel[0] * kernel[1] / max(inside, 1)
+        return y
+
+    x = normal(2, *size, 4)
+    check_definition(for_one_call(layer), definition, [x], 4 * kernel[0] * kernel[1])
 
 
 def test_a_mean_keeps_a_constant_image():

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from keras_convnets.ops import deform_aggregate, deform_conv2d
 from tests.ops.backends import (
     BACKEND,
+    FEW,
     assert_within_eps,
     compiled,
+    for_one_call,
     numpy,
     value_and_gradients,
 )
@@ -134,6 +136,39 @@ def test_convolution_not_compiled():
 def test_any_shape(size, kernel, groups, offset_groups):
     arrays, arguments = example(size, kernel, groups=groups, offset_groups=offset_groups)
     check_convolution(compiled(lambda *a: deform_conv2d(*a, **arguments)), arrays, arguments)
+
+
+@FEW
+@given(
+    more=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    kernel=st.sampled_from([(3, 3), (1, 3), (1, 1)]),
+    strides=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    offset_groups=st.sampled_from([1, 3, 6]),
+    remove_center=st.booleans(),
+)
+def test_any_aggregate(more, kernel, strides, padding, offset_groups, remove_center):
+    size = [k + n - 1 for k, n in zip(kernel, more)]
+    remove_center = remove_center and kernel != (1, 1)
+    (x, offset, _, mask, _), arguments = example(
+        size, kernel, strides, padding, offset_groups=offset_groups
+    )
+    taps = list(np.ndindex(*kernel))
+    if remove_center:
+        middle = len(taps) // 2
+        del taps[middle]
+        offset, mask = np.delete(offset, middle, 4), np.delete(mask, middle, 4)
+    members = 12 // offset_groups
+    g = np.random.default_rng(1).normal(size=(*mask.shape[:3], 12)).astype("float32")
+    cotangent = g.reshape(*mask.shape[:4], 1, members).repeat(len(taps), 4)
+    samples, *gradients = loop(x, offset, mask, cotangent, taps, strides, padding, (1, 1))
+    y = (samples * mask[..., None]).sum(4).reshape(g.shape)
+    run = for_one_call(
+        lambda *arrays: deform_aggregate(*arrays, kernel, **arguments, remove_center=remove_center)
+    )
+    actual = value_and_gradients(run, [x, offset, mask], g)
+    for a, e in zip(actual, (y, *gradients), strict=True):
+        assert_within_eps(a, e, 4 * len(taps) * members)
 
 
 def test_without_offsets_it_is_a_convolution():

@@ -6,6 +6,8 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from keras_convnets.graph import lower
 from keras_convnets.layers import (
@@ -14,7 +16,16 @@ from keras_convnets.layers import (
     GlobalLocalFilter2D,
 )
 from keras_convnets.ops import fft_conv2d, filter_spectrum, irfft2, rfft2
-from tests.ops.backends import BACKEND, assert_within_eps, compiled, numpy, value_and_gradients
+from tests.ops.backends import (
+    BACKEND,
+    FEW,
+    assert_within_eps,
+    check_definition,
+    compiled,
+    for_one_call,
+    numpy,
+    value_and_gradients,
+)
 
 ROUTES = pytest.mark.parametrize("route", ["fft", "matmul"])
 
@@ -106,6 +117,70 @@ def test_filter_spectrum(size, route):
         linear_gradient(lambda s: expected(x, s), spectrum, cotangent),
     ]
     compare(run, [x, spectrum], cotangent, values, math.prod(size))
+
+
+def analyse(x):
+    """The spectrum of a real map, one frequency at a time."""
+    _, height, width, _ = x.shape
+    p, q = np.indices((height, width))
+    y = np.empty((len(x), height, width // 2 + 1, x.shape[3]), complex)
+    for u, v in np.ndindex(*y.shape[1:3]):
+        wave = np.exp(-2j * np.pi * (u * p / height + v * q / width))
+        y[:, u, v] = np.einsum("npqc,pq->nc", x, wave)
+    return y / np.sqrt(height * width)
+
+
+def synthesize(spectrum, width):
+    """The real map: each frequency with its mirror image, if that is another one."""
+    height = spectrum.shape[1]
+    p, q = np.indices((height, width))
+    y = 0.0
+    for u, v in np.ndindex(*spectrum.shape[1:3]):
+        wave = np.exp(2j * np.pi * (u * p / height + v * q / width))[..., None]
+        y = y + (1 if v in (0, width - v) else 2) * (spectrum[:, u : u + 1, v : v + 1] * wave).real
+    return y / np.sqrt(height * width)
+
+
+SIZES = st.tuples(st.integers(1, 6), st.integers(1, 6))
+
+
+@FEW
+@given(size=SIZES, cut=st.tuples(st.integers(0, 3), st.integers(0, 3)), own=st.booleans())
+@ROUTES
+def test_convolution_of_any_size(route, size, cut, own):
+    rng = np.random.default_rng(0)
+    taps = [max(n - c, 1) for n, c in zip(size, cut)]
+    x, kernel = rng.normal(size=(2, *size, 2)), rng.normal(size=(*[2] * own, *taps, 2))
+
+    def definition(x, kernel):
+        kernel = kernel if own else np.stack([kernel] * 2)
+        return convolve_in_a_loop(x, kernel, np.zeros(x.shape))[0]
+
+    run = for_one_call(lambda x, kernel: fft_conv2d(x, kernel, route))
+    check_definition(run, definition, [x, kernel], 2 * math.prod(size))
+
+
+@FEW
+@given(size=SIZES)
+@ROUTES
+def test_transforms_of_any_size(route, size):
+    rng = np.random.default_rng(0)
+    x, shape = rng.normal(size=(1, *size, 2)), (size[0], size[1] // 2 + 1, 2, 2)
+
+    def parts(x):
+        y = analyse(x)
+        return np.stack([y.real, y.imag])
+
+    def product(x, spectrum):
+        return synthesize(analyse(x) * (spectrum[..., 0] + 1j * spectrum[..., 1]), size[1])
+
+    run = for_one_call(lambda x: keras.ops.stack(rfft2(x, route)))
+    check_definition(run, parts, [x], math.prod(size))
+    run = for_one_call(lambda real, imaginary: irfft2(real, imaginary, size[1], route))
+    spectrum = rng.normal(size=(2, 1, *shape[:3]))
+    check_definition(run, lambda r, i: synthesize(r + 1j * i, size[1]), spectrum, math.prod(size))
+    run = for_one_call(lambda x, spectrum: filter_spectrum(x, spectrum, route))
+    check_definition(run, product, [x, rng.normal(size=shape)], math.prod(size))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -6,12 +6,22 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from keras_convnets.graph import flatten
 from keras_convnets.layers import FDConv2D
 from keras_convnets.ops import frequency_bands, weighted_spectrum
 from keras_convnets.ops.frequency import frequency_groups
-from tests.ops.backends import assert_within_eps, compiled, numpy, value_and_gradients
+from tests.ops.backends import (
+    FEW,
+    assert_within_eps,
+    check_definition,
+    compiled,
+    for_one_call,
+    numpy,
+    value_and_gradients,
+)
 
 
 def gradient(function, x, cotangent):
@@ -36,6 +46,28 @@ def test_weighted_spectrum():
     to_weights = gradient(lambda w: expected(spectrum, w), weights, cotangent)
     for a, e in zip(actual, (expected(spectrum, weights), to_spectrum, to_weights), strict=True):
         assert_within_eps(a, e, 24)
+
+
+@FEW
+@given(rows=st.integers(1, 6), half=st.integers(2, 4), count=st.integers(1, 5))
+def test_any_weighted_spectrum(rows, half, count):
+    """One frequency at a time, with its mirror image if that is another one."""
+    rng, columns = np.random.default_rng(0), 2 * (half - 1)
+    groups = rng.integers(0, count, (rows, half)).astype("int32")
+    p, q = np.indices((rows, columns))
+
+    def definition(spectrum, weights):
+        y = np.zeros((2, rows, columns))
+        for u, v in np.ndindex(rows, half):
+            wave = np.exp(2j * np.pi * (u * p / rows + v * q / columns))
+            wave = ((spectrum[u, v, 0] + 1j * spectrum[u, v, 1]) * wave).real
+            twice = 1 if v in (0, half - 1) else 2
+            y += twice * weights[:, groups[u, v], None, None] * wave / (rows * columns)
+        return y
+
+    arrays = [rng.normal(size=(rows, half, 2)), rng.normal(size=(2, count))]
+    run = for_one_call(lambda s, w: weighted_spectrum(s, groups, w))
+    check_definition(run, definition, arrays, rows * columns)
 
 
 def test_frequency_groups():

@@ -3,11 +3,22 @@
 import keras
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from keras_convnets.graph import lower
 from keras_convnets.layers import LongConv1D, SGConv1D
 from keras_convnets.ops import fft_conv1d
-from tests.ops.backends import BACKEND, assert_within_eps, compiled, numpy, value_and_gradients
+from tests.ops.backends import (
+    BACKEND,
+    FEW,
+    assert_within_eps,
+    check_definition,
+    compiled,
+    for_one_call,
+    numpy,
+    value_and_gradients,
+)
 
 ROUTES = pytest.mark.parametrize("route", ["fft", "matmul"])
 
@@ -42,6 +53,20 @@ def test_convolution(length, taps, after, route):
     for a, e in zip(actual, expected):
         assert_within_eps(a, e, 2 * length)
     assert len(actual) == 2 + len(kernels)
+
+
+@FEW
+@given(length=st.integers(2, 20), taps=st.integers(1, 24), after=st.integers(1, 24))
+@ROUTES
+def test_any_length(route, length, taps, after):
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=shape) for shape in ((2, length, 2), (taps, 2), (after, 2))]
+
+    def definition(x, kernel, backward):
+        return convolve_in_a_loop(x, np.zeros(x.shape), kernel, backward)[0]
+
+    run = for_one_call(lambda *arrays: fft_conv1d(*arrays, route=route))
+    check_definition(run, definition, arrays, 2 * length)
 
 
 def test_routes_agree_on_a_long_sequence():

@@ -16,8 +16,10 @@ from keras_convnets.ops.neighborhood import (
 )
 from tests.ops.backends import (
     BACKEND,
+    FEW,
     assert_within_eps,
     compiled,
+    for_one_call,
     numpy,
     value_and_gradients,
 )
@@ -125,11 +127,15 @@ def test_aggregate_not_compiled(name):
     "name", ["groups in blocks", "interleaved groups", "shifted", "shifted, even", "dilation"]
 )
 def test_score(name):
+    check_score(compiled, *SHAPES[name])
+
+
+def check_score(prepared, arrays, arguments):
     """Scores are the gradient of aggregation: the loop says what they and their gradients are."""
-    (x, weights, query), arguments = SHAPES[name]
+    x, weights, query = arrays
     interleaved, groups = arguments["interleaved"], weights.shape[3]
     keep = {k: v for k, v in arguments.items() if k != "strides"}
-    run = compiled(lambda q, k: score_neighborhood(q, k, groups=groups, **keep))
+    run = prepared(lambda q, k: score_neighborhood(q, k, groups=groups, **keep))
     score, to_query, to_key = value_and_gradients(run, (query, x), weights)
     places = geometry(arguments)
     assert_within_eps(score, loop(x, weights, query, interleaved, places)[2], 6)
@@ -137,17 +143,48 @@ def test_score(name):
     assert_within_eps(to_key, loop(x, weights, query, interleaved, places)[1], 9)
 
 
+SIDES = st.tuples(st.integers(1, 4), st.integers(1, 4))
+LAYOUT = {"interleaved": st.booleans(), "groups": st.sampled_from([1, 2, 3, 6])}
+
+
 @settings(max_examples=5, deadline=None, derandomize=True)
 @given(
     size=st.tuples(st.integers(1, 7), st.integers(1, 7)),
     kernel=st.tuples(st.integers(1, 5), st.integers(1, 5)),
     rate=st.tuples(st.integers(1, 2), st.integers(1, 2)),
-    interleaved=st.booleans(),
-    groups=st.sampled_from([1, 2, 3, 6]),
+    **LAYOUT,
 )
 def test_any_shape(size, kernel, rate, interleaved, groups):
     arrays, arguments = example(size, kernel, rate=rate, interleaved=interleaved, groups=groups)
     check(compiled(lambda x, w: aggregate_neighborhood(x, w, **arguments)), arrays, arguments)
+
+
+@FEW
+@given(
+    more=SIDES,
+    kernel=SIDES,
+    strides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.sampled_from(["same", "valid", (2, 0), (1, 3)]),
+    batch=st.sampled_from([1, 2]),
+    **LAYOUT,
+)
+def test_any_stride_and_padding(more, kernel, strides, padding, **layout):
+    size = [k + n - 1 for k, n in zip(kernel, more)]
+    arrays, arguments = example(size, kernel, strides, padding, **layout)
+    check(for_one_call(lambda x, w: aggregate_neighborhood(x, w, **arguments)), arrays, arguments)
+
+
+@FEW
+@given(more=SIDES, kernel=SIDES, border=st.sampled_from(["zeros", "shift"]), **LAYOUT)
+def test_any_window_aggregated_and_scored(more, kernel, border, **layout):
+    size = [k + n - 1 for k, n in zip(kernel, more)]
+    (x, weights, query), arguments = example(size, kernel, border=border, **layout)
+    check(
+        for_one_call(lambda x, w: aggregate_neighborhood(x, w, **arguments)),
+        (x, weights, query),
+        arguments,
+    )
+    check_score(for_one_call, (x, weights, query), arguments)
 
 
 def test_equal_weights_everywhere_are_a_depthwise_convolution():

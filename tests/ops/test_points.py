@@ -5,12 +5,22 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from keras_convnets.graph import reparameterize
 from keras_convnets.layers import DCLSConv1D, DCLSConv2D, SMPConv2D
 from keras_convnets.layers.computed import convolve
 from keras_convnets.ops import point_kernel, spaced_kernel
-from tests.ops.backends import assert_within_eps, compiled, numpy, value_and_gradients
+from tests.ops.backends import (
+    FEW,
+    assert_within_eps,
+    check_definition,
+    compiled,
+    for_one_call,
+    numpy,
+    value_and_gradients,
+)
 
 # Arrays of github.com/K-H-Ismail/Dilated-Convolution-with-Learnable-Spacings-PyTorch at 83de5624
 # and github.com/sangnekim/SMPConv at de4e59a7, run with random weights; gradients are of
@@ -114,6 +124,66 @@ def test_one_axis_is_a_column(form):
     expected = value_and_gradients(compiled(column), arrays, cotangent)
     for a, e in zip(actual, expected, strict=True):
         assert_within_eps(a, e, 7)
+
+
+SIDES = st.tuples(st.integers(1, 7), st.integers(1, 7))
+
+
+@FEW
+@given(sides=SIDES, count=st.integers(1, 4), axes=st.sampled_from([1, 2]))
+@pytest.mark.parametrize("form", FORMS)
+def test_any_spaced_kernel(form, sides, count, axes):
+    """Positions are off the taps: there, and where a triangle ends, are no two-sided slopes."""
+    rng, sides = np.random.default_rng(0), sides[:axes]
+    positions = rng.integers(-3, 3, (axes, count, 2, 2)) + rng.uniform(
+        0.2, 0.4, (axes, count, 2, 2)
+    )
+    sigma = rng.choice([-1, 1], positions.shape) * rng.uniform(0.05, 0.15, positions.shape)
+    arrays = [rng.normal(size=(count, 2, 2)), positions, sigma][: 3 if form in FORMS[2:] else 2]
+
+    def definition(weight, positions, sigma=None):
+        def f(d, s):
+            if form == "gaussian":
+                return np.exp(-((d / (0.27 + abs(s))) ** 2) / 2)
+            return max(1 + (abs(s) if form == "triangle" else 0) - abs(d), 0)
+
+        kernel = np.zeros((*sides, 2, 2))
+        for n, c, o in np.ndindex(count, 2, 2):
+            part = np.zeros(sides)
+            for tap in np.ndindex(*sides):
+                part[tap] = 1.0
+                for a, i in enumerate(tap):
+                    s = None if sigma is None else sigma[a, n, c, o]
+                    part[tap] *= f(i - sides[a] // 2 - positions[a, n, c, o], s)
+            total = 1 if form == "bilinear" else part.sum() + 1e-7
+            kernel[..., c, o] += weight[n, c, o] * part / total
+        return kernel
+
+    size = sides if axes == 2 else sides[0]
+    run = for_one_call(lambda w, p, *s: spaced_kernel(w, p, size, form, *s))
+    check_definition(run, definition, arrays, 50)
+
+
+@FEW
+@given(sides=st.tuples(st.integers(2, 7), st.integers(2, 7)), count=st.integers(1, 5))
+def test_any_point_kernel(sides, count):
+    rng = np.random.default_rng(0)
+    arrays = [
+        rng.normal(size=(count, 3)),
+        rng.uniform(-1, 1, (count, 2)),
+        rng.uniform(0.3, 1, count),
+    ]
+
+    def definition(weight, positions, radius):
+        kernel = np.zeros((*sides, 3, 1))
+        for i, j, p in np.ndindex(*sides, count):
+            y, x = -1 + 2 * i / (sides[0] - 1), -1 + 2 * j / (sides[1] - 1)
+            distance = abs(y - positions[p, 0]) + abs(x - positions[p, 1])
+            kernel[i, j, :, 0] += weight[p] * max(1 - distance / radius[p], 0)
+        return kernel
+
+    run = for_one_call(lambda *arrays: point_kernel(*arrays, sides))
+    check_definition(run, definition, arrays, 20)
 
 
 def test_bilinear_kernel_is_a_loop():

@@ -5,11 +5,21 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from keras_convnets.graph import flatten
 from keras_convnets.layers import ARCConv2D
 from keras_convnets.ops import rotate_kernels
-from tests.ops.backends import assert_within_eps, compiled, numpy, value_and_gradients
+from tests.ops.backends import (
+    FEW,
+    assert_within_eps,
+    check_definition,
+    compiled,
+    for_one_call,
+    numpy,
+    value_and_gradients,
+)
 
 
 def turned(kernel, angle):
@@ -47,6 +57,25 @@ def test_against_a_loop():
     actual = value_and_gradients(compiled(rotate_kernels), [kernels, angles, weights], cotangent)
     for a, e in zip(actual, (y, to_kernels, to_angles, to_weights), strict=True):
         assert_within_eps(a, e, 360)
+
+
+@FEW
+@given(count=st.integers(1, 4), batch=st.integers(1, 3), channels=st.integers(1, 3))
+def test_any_count(count, batch, channels):
+    rng = np.random.default_rng(0)
+    shapes = (count, 3, 3, channels, 2), (batch, count)
+    angles = rng.choice([-1, 1], shapes[1]) * rng.uniform(0.05, 0.75, shapes[1])
+
+    def definition(kernels, angles, weights):
+        return np.stack(
+            [
+                sum(w * turned(k, a) for k, a, w in zip(kernels, *row))
+                for row in zip(angles, weights)
+            ]
+        )
+
+    arrays = [rng.normal(size=shapes[0]), angles, rng.normal(size=shapes[1])]
+    check_definition(for_one_call(rotate_kernels), definition, arrays, 40)
 
 
 # Arrays of github.com/LeapLabTHU/ARC at 382fcdb, run with random weights in evaluation mode;
