@@ -25,9 +25,10 @@ converts_itself = pytest.mark.skipif(
 
 @functools.cache
 def digits():
-    """Images to learn from and held out, with their labels."""
+    """Images to learn from and held out, with their labels. No pixel is in the middle of two steps,
+    where it is as right to round up as down."""
     data = load_digits()
-    images = (data.images / 8 - 1).astype("float32")[..., None]
+    images = ((data.images / 16) ** 0.7).astype("float32")[..., None]
     return train_test_split(
         images, data.target, test_size=0.3, stratify=data.target, random_state=0
     )
@@ -38,7 +39,7 @@ def reader():
     """A small network that has learned to read them."""
     keras.utils.set_random_seed(0)
     image = x = keras.Input((8, 8, 1))
-    for i, (width, strides) in enumerate(((16, 1), (24, 2), (32, 2))):
+    for i, (width, strides) in enumerate(((16, 1), (32, 2))):
         if i:
             x = DepthwiseConv2D(3, strides, 1, use_bias=False, name=f"depthwise{i}")(x)
             x = layers.ReLU(name=f"depthwise_relu{i}")(layers.BatchNormalization()(x))
@@ -66,7 +67,7 @@ def calibration_images():
 
 
 def outputs(model, x):
-    return model.predict(x, 128, verbose=0)
+    return model.predict_on_batch(x)
 
 
 def accuracy(model):
@@ -153,28 +154,38 @@ def test_divergence_does_not_mistake_chance_for_shape():
     assert of_few == pytest.approx(of_many, rel=0.2)
 
 
-@pytest.mark.parametrize("method", METHODS[1:])
-def test_methods_make_the_ranges_of_a_model(method):
+@functools.cache
+def noisy_images():
     random = np.random.default_rng(0)
     images = digits()[0] + random.normal(0, 0.3, digits()[0].shape).astype("float32")
     images[0, 0, 0] = 20.0
+    return images
+
+
+@functools.cache
+def widest():
+    return quantization.quantize_aware(small(), calibration=noisy_images())
+
+
+@pytest.mark.parametrize("method", METHODS[1:])
+def test_methods_make_the_ranges_of_a_model(method):
+    images = noisy_images()
     model = quantization.quantize_aware(small(), calibration=images, calibration_method=method)
-    widest = quantization.quantize_aware(small(), calibration=images)
     ranges = {layer.name: layer.limits() for layer in model.layers if isinstance(layer, FakeQuant)}
     np.testing.assert_allclose(ranges["image_range"], chosen(method, images), rtol=1e-5)
     for name, (low, high) in ranges.items():
-        least, most = widest.get_layer(name).limits()
+        least, most = widest().get_layer(name).limits()
         assert least <= low <= 0 <= high <= most
     if method != "mse":  # to which a value of 20 matters more than the others' rounding
         assert 1 < ranges["image_range"][1] < 6
-    assert widest.get_layer("image_range").limits()[1] == 20
+    assert widest().get_layer("image_range").limits()[1] == 20
 
 
 def small():
     random = np.random.default_rng(0)
     image = keras.Input((8, 8, 1), name="image")
     x = layers.Conv2D(4, 3, 2, activation="relu", name="first")(image)
-    model = keras.Model(image, layers.Conv2D(5, 3, name="last")(x), name="small")
+    model = keras.Model(image, layers.Conv2D(5, 3, use_bias=False, name="last")(x), name="small")
     for variable in model.variables:
         variable.assign(random.standard_normal(variable.shape))
     return model
@@ -298,17 +309,17 @@ def test_biases_are_corrected_to_the_means():
 
 
 def test_a_bias_is_made_where_there_is_none():
-    model, images = uneven(layers.ReLU)
+    model, images = small(), calibration_images()
     quantized = quantization.quantize_aware(model, "int4", calibration=images)
     corrected = quantization.correct_biases(quantized, model, images)
-    assert corrected.get_layer("third").use_bias and not quantized.get_layer("third").use_bias
+    assert corrected.get_layer("last").use_bias and not quantized.get_layer("last").use_bias
     before, after = (mean_error_of_outputs(m, model, images) for m in (quantized, corrected))
     assert after < 0.01 and after < 0.2 * before, f"{after:.2g} after {before:.2g}"
 
 
 def mean_error_of_outputs(have, want, images):
     """In standard deviations; the outputs are rounded once more after the correction."""
-    have, want = outputs(have, images), outputs(want, images)
+    have, want = (outputs(m, images).reshape(-1, 5) for m in (have, want))
     return np.abs(have.mean(0) - want.mean(0)).max() / want.std()
 
 
@@ -329,7 +340,7 @@ def test_weights_go_to_one_of_the_two_steps_next_to_them():
         np.testing.assert_allclose(integers, np.round(integers), atol=1e-4)
         assert (np.abs(integers - before / steps) < 1.001).all()
         moved += (np.round(integers) != np.round(before / steps)).sum()
-    assert moved > 50
+    assert moved > 20
 
 
 def test_rounding_adaptively_wins_back_what_four_bits_lose():
@@ -383,9 +394,7 @@ def test_layers_are_ranked_by_what_their_rounding_costs(tmp_path):
     rows = quantization.sensitivity(reader(), calibration_images())
     assert unchanged(before, reader())
     names = list(dict.fromkeys(row.layer for row in rows))
-    assert names == [
-        "image", "conv0", "depthwise1", "conv1", "depthwise2", "conv2", "pool", "scores"
-    ]  # fmt: skip
+    assert names == ["image", "conv0", "depthwise1", "conv1", "pool", "scores"]
     by_layer = {n: {row.bits: row.error for row in rows if row.layer == n} for n in names}
     for name in products(in_four_bits()):
         errors = by_layer[name]
