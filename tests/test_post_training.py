@@ -40,12 +40,12 @@ def reader():
     """A small network that has learned to read them."""
     keras.utils.set_random_seed(0)
     image = x = keras.Input((8, 8, 1))
-    for i, (width, strides) in enumerate(((16, 1), (32, 2))):
+    for i, (width, strides) in enumerate(((16, 1), (48, 2))):
         if i:
             x = DepthwiseConv2D(3, strides, 1, use_bias=False, name=f"depthwise{i}")(x)
-            x = layers.ReLU(name=f"depthwise_relu{i}")(layers.BatchNormalization()(x))
+            x = layers.ReLU(name=f"depthwise_relu{i}")(layers.BatchNormalization(momentum=0.9)(x))
         x = layers.Conv2D(width, 1 if i else 3, use_bias=False, name=f"conv{i}")(x)
-        x = layers.ReLU(name=f"relu{i}")(layers.BatchNormalization()(x))
+        x = layers.ReLU(name=f"relu{i}")(layers.BatchNormalization(momentum=0.9)(x))
     x = layers.GlobalAveragePooling2D(name="pool")(x)
     model = keras.Model(image, layers.Dense(10, name="scores")(x), name="reader")
     model.compile(
