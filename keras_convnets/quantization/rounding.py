@@ -16,10 +16,11 @@ from keras_convnets.layers.rep import norm_affine, values
 from keras_convnets.ops import depthwise_conv2d
 from keras_convnets.quantization.layerwise import Step, check_pair, layer_by_layer
 
-# Of the paper: the stretch of the sigmoid, the regulariser's exponent and when it begins to count.
+# Of the authors: the stretch of the sigmoid, the regulariser's exponent and when it begins to count.
 ABOVE, BELOW = 1.1, -0.1
 FIRST_EXPONENT, LAST_EXPONENT = 20.0, 2.0
 WARM_UP = 0.2
+# Of the regulariser beside the error, both being one at the start.
 STRENGTH = 1.0
 LEARNING_RATE = 1e-2
 BATCH = 32
@@ -38,7 +39,7 @@ def round_adaptively(
     """A copy of a quantized model whose weights go to the lower or the upper of the two steps that
     they are between, whichever serves the layer's output.
 
-    AdaRound (Nagel et al. 2020, arXiv:2004.10568, equations 21 to 25): layer after layer, on what
+    AdaRound (Nagel et al. 2020, arXiv:2004.10568): layer after layer, on what
     the rounded ones before it give, a rectified sigmoid per weight is trained to give the float
     model's output after the activation function, and drawn towards 0 and 1. A layer that this does
     not bring closer than rounding to the nearest step keeps that. Both terms of the loss are
