@@ -98,6 +98,20 @@ def _parser():
     )
     command.add_argument("--out", type=Path, default=Path("report"), help="default: report")
 
+    command = commands.add_parser("sensitivity", help="which layers suffer from few bits")
+    command.set_defaults(command=sensitivity)
+    _add_model_arguments(command)
+    command.add_argument("images", metavar="IMAGES", type=Path, help="a folder of photographs")
+    command.add_argument(
+        "--keep-float", action="append", default=[], metavar="PATTERN", help="layers left in float"
+    )
+    command.add_argument(
+        "--size", type=positive, metavar="BYTES", help="of all weights, to propose their bits for"
+    )
+    command.add_argument(
+        "--out", type=Path, default=Path("sensitivity.png"), help="default: sensitivity.png"
+    )
+
     weights = commands.add_parser("weights", help="published checkpoints and files of your own")
     actions = weights.add_subparsers(required=True, metavar="ACTION", dest="action")
 
@@ -265,6 +279,33 @@ def report(options: argparse.Namespace) -> None:
     titles, *lines = result.tables()["Forms"]
     _print_table(titles, lines)
     print(f"see {options.out / 'report.html'}")
+
+
+def sensitivity(options: argparse.Namespace) -> None:
+    _check_model("MODEL", options.model)
+    photographs = _photographs("IMAGES", options.images)
+    if not options.out.parent.is_dir():
+        raise ValueError(f"--out: there is no folder {str(options.out.parent)!r}")
+    _start_keras(options.backend)
+    from keras_convnets import quantization
+
+    model, row = _model_and_row(options)
+    images = _prepared("IMAGES", photographs, row)
+    rows = quantization.sensitivity(model, images, keep_float=options.keep_float)
+    proposal = {}
+    if options.size:
+        with _about("--size"):
+            proposal = quantization.propose(rows, size=options.size)
+    with _about("--out"):
+        quantization.draw_sensitivity(rows, options.out)
+    titles = ("layer", "weights", "bits", "error of the output", "proposed bits")
+    lines = [
+        (row.layer, row.weights or "", row.bits or "", f"{row.error:.1e}", proposal.get(row.layer))
+        for row in rows
+    ]
+    count = len(titles) if proposal else len(titles) - 1
+    _print_table(titles[:count], [["" if x is None else x for x in line[:count]] for line in lines])
+    print(f"see {options.out}")
 
 
 def _photographs(argument, folder):

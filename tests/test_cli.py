@@ -208,6 +208,24 @@ def test_report(folder, tmp_path, capsys):
     }
 
 
+def test_sensitivity(folder, tmp_path, capsys):
+    random_weights(tmp_path / "own.safetensors")
+    about = ["resnet_test", str(folder), "--weights", str(tmp_path / "own.safetensors")]
+    picture = tmp_path / "layers.png"
+    assert cli.main(["sensitivity", *about, "--size", "1000000", "--out", str(picture)]) == 0
+    printed = capsys.readouterr().out
+    assert "stem_conv" in printed and "proposed bits" in printed and str(picture) in printed
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_mistakes_of_sensitivity(folder, tmp_path, capsys):
+    about = ("sensitivity", "resnet_test", folder, "--weights", "none")
+    assert "--size" in fails(capsys, *about, "--size", "small")
+    assert "--out" in fails(capsys, *about, "--out", tmp_path / "absent" / "layers.png")
+    assert "nowhere" in fails(capsys, *about, "--keep-float", "nowhere")
+    assert "IMAGES" in fails(capsys, "sensitivity", "resnet_test", tmp_path / "absent")
+
+
 def test_mistakes_of_export_and_report(folder, tmp_path, capsys):
     empty = tmp_path / "empty"
     empty.mkdir()

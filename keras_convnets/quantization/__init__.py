@@ -6,14 +6,30 @@ from keras_convnets.quantization.aware import (
     is_quantized,
     quantize_aware,
 )
+from keras_convnets.quantization.correction import correct_biases
+from keras_convnets.quantization.equalization import equalize
 from keras_convnets.quantization.export import export_litert
 from keras_convnets.quantization.mirror import as_integers
+from keras_convnets.quantization.rounding import round_adaptively
+from keras_convnets.quantization.sensitivities import (
+    Sensitivity,
+    draw_sensitivity,
+    propose,
+    sensitivity,
+)
 
 __all__ = [
     "FreezeBatchNorm",
+    "Sensitivity",
     "as_integers",
+    "correct_biases",
+    "draw_sensitivity",
+    "equalize",
     "export_litert",
     "freeze_batchnorm",
     "is_quantized",
+    "propose",
     "quantize_aware",
+    "round_adaptively",
+    "sensitivity",
 ]
