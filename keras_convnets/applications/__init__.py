@@ -152,6 +152,7 @@ from keras_convnets.applications.mobilenet_v3 import (
     MobileNetV3Large_075,
     MobileNetV3Large_100,
     MobileNetV3Large_150d,
+    MobileNetV3RW,
     MobileNetV3Small_050,
     MobileNetV3Small_075,
     MobileNetV3Small_100,
