@@ -26,6 +26,7 @@ from keras_convnets.applications.densenet import (
     DenseNet169,
     DenseNet201,
     DenseNet264d,
+    DenseNetBlur121d,
 )
 from keras_convnets.applications.efficientnet import (
     EfficientNetB0,
