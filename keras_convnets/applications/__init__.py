@@ -26,6 +26,7 @@ from keras_convnets.applications.densenet import (
     DenseNet169,
     DenseNet201,
     DenseNet264d,
+    DenseNetBlur121d,
 )
 from keras_convnets.applications.ecaresnet_pruned import (
     ECAResNet50dPruned,
@@ -56,6 +57,9 @@ from keras_convnets.applications.efficientnet import (
     TFEfficientNetB6,
     TFEfficientNetB7,
     TFEfficientNetB8,
+    TFEfficientNetCCB0_4e,
+    TFEfficientNetCCB0_8e,
+    TFEfficientNetCCB1_8e,
     TFEfficientNetL2,
     TFEfficientNetLite0,
     TFEfficientNetLite1,
@@ -153,6 +157,7 @@ from keras_convnets.applications.mobilenet_v3 import (
     MobileNetV3Large_075,
     MobileNetV3Large_100,
     MobileNetV3Large_150d,
+    MobileNetV3RW,
     MobileNetV3Small_050,
     MobileNetV3Small_075,
     MobileNetV3Small_100,

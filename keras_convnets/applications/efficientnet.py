@@ -2,19 +2,27 @@
 
 Paper: https://arxiv.org/abs/1905.11946, table 1. Lite drops squeeze-and-excitation and scales
 neither stem nor head. The tf_ variants pad as TensorFlow does and have its BatchNorm epsilon, 1e-3,
-like the published models; the others pad symmetrically.
+like the published models; the others pad symmetrically. The cc_ ones mix the kernels of their last
+three stages from experts: https://arxiv.org/abs/1904.04971, section 4.
 """
 
 from __future__ import annotations
 
 import math
 
+import keras
+
 from keras_convnets.applications.base import application, image_functions
 from keras_convnets.layers import (
+    Block,
+    CondConv2D,
     ConvNormAct,
     ConvResidual,
+    DropPath,
+    ExpertRouting,
     FusedInvertedResidual,
     InvertedResidual,
+    SqueezeExcite,
     make_divisible,
 )
 from keras_convnets.layers.initializers import FAN_OUT_UNIFORM
@@ -33,6 +41,7 @@ B = (
     ("inverted", 1, 3, 1, 6, 320, True),
 )
 LITE = dict(rows=tuple((*row[:-1], False) for row in B), activation="relu6", scale_ends=False)
+CC = tuple(("cond" if index > 3 else "inverted", *row[1:]) for index, row in enumerate(B))
 TENSORFLOW = dict(padding="same", epsilon=1e-3)
 
 VARIANTS = {
@@ -61,6 +70,9 @@ VARIANTS = {
     "tf_efficientnet_b7": dict(rows=B, alpha=2.0, depth=3.1, **TENSORFLOW),
     "tf_efficientnet_b8": dict(rows=B, alpha=2.2, depth=3.6, **TENSORFLOW),
     "tf_efficientnet_l2": dict(rows=B, alpha=4.3, depth=5.3, **TENSORFLOW),
+    "tf_efficientnet_cc_b0_4e": dict(rows=CC, experts=4, **TENSORFLOW),
+    "tf_efficientnet_cc_b0_8e": dict(rows=CC, experts=8, **TENSORFLOW),
+    "tf_efficientnet_cc_b1_8e": dict(rows=CC, experts=8, depth=1.1, **TENSORFLOW),
     "tf_efficientnet_lite0": dict(**LITE, **TENSORFLOW),
     "tf_efficientnet_lite1": dict(**LITE, depth=1.1, **TENSORFLOW),
     "tf_efficientnet_lite2": dict(**LITE, alpha=1.1, depth=1.2, **TENSORFLOW),
@@ -82,6 +94,13 @@ VARIANTS = {
         scale_ends=False,
         alpha=1.2,
         depth=1.4,
+        stem=16,
+        head_width=40,
+        **TENSORFLOW,
+    ),
+    "tf_efficientnet_cc_test": dict(
+        rows=(("inverted", 1, 3, 2, 1, 8, False), ("cond", 2, 5, 2, 3, 16, True)),
+        experts=3,
         stem=16,
         head_width=40,
         **TENSORFLOW,
@@ -155,6 +174,9 @@ WEIGHTS = {
         APACHE, input_size=475, crop=0.936, top1=88.246
     ),
     "tf_efficientnet_l2.ns_jft_in1k": Checkpoint(APACHE, input_size=800, crop=0.96, top1=88.36),
+    "tf_efficientnet_cc_b0_4e.in1k": Checkpoint(APACHE, **HALF, top1=77.324),
+    "tf_efficientnet_cc_b0_8e.in1k": Checkpoint(APACHE, **HALF, top1=77.956),
+    "tf_efficientnet_cc_b1_8e.in1k": Checkpoint(APACHE, **AT["b1"], **HALF, top1=79.318),
     "tf_efficientnet_lite0.in1k": Checkpoint(APACHE, **HALF, top1=74.846),
     "tf_efficientnet_lite1.in1k": Checkpoint(APACHE, **AT["b1"], **HALF, top1=76.674),
     "tf_efficientnet_lite2.in1k": Checkpoint(APACHE, **AT["b2"], **HALF, top1=77.47),
@@ -171,12 +193,93 @@ KEYS = [
     (r"fused/norm", "bn1"),
     (r"linear/conv", "conv_pwl"),
     (r"linear/norm", "bn2"),
+    (r"routing/weigh", "routing_fn"),
     (r"only/conv", "conv"),
     (r"only/norm", "bn1"),
     (r"^conv_head/conv", "conv_head"),
     (r"^conv_head/norm", "bn2"),
     (r"^head$", "classifier"),
 ]
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
+class CondConvNormAct(Block):
+    """`CondConv2D`, BatchNorm and activation.
+
+    Input: a list of (batch, height, width, channels) and the weights of the experts, (batch,
+    experts). Output: (batch, ceil(height / strides), ceil(width / strides), filters). Arguments as
+    in `CondConv2D` and `ConvNormAct`.
+    """
+
+    def __init__(
+        self,
+        filters: int,
+        experts: int,
+        kernel_size: int = 1,
+        strides: int = 1,
+        activation: str | None = None,
+        groups: int = 1,
+        padding: str = "symmetric",
+        epsilon: float = 1e-5,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        zeros = kernel_size // 2 if padding == "symmetric" else padding
+        self.conv = CondConv2D(filters, kernel_size, strides, zeros, groups=groups, experts=experts)
+        self.norm = keras.layers.BatchNormalization(momentum=0.9, epsilon=epsilon)
+        self.activation = keras.layers.Activation(activation) if activation else None
+
+    def call(self, inputs):
+        x = self.norm(self.conv(inputs))
+        return self.activation(x) if self.activation else x
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
+class CondInvertedResidual(Block):
+    """`InvertedResidual` whose three convolutions are `CondConv2D`s, with one routing for all.
+
+    Shapes and arguments as there. `experts`: how many kernels are mixed.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        expanded: int,
+        experts: int,
+        kernel_size: int = 3,
+        strides: int = 1,
+        activation: str = "silu",
+        squeeze: int = 0,
+        skip: bool = False,
+        drop_path: float = 0.0,
+        padding: str = "symmetric",
+        epsilon: float = 1e-5,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.skip = skip
+        convention = dict(experts=experts, epsilon=epsilon)
+        self.routing = ExpertRouting(experts)
+        self.expand = CondConvNormAct(expanded, activation=activation, **convention)
+        self.depthwise = CondConvNormAct(
+            expanded,
+            kernel_size=kernel_size,
+            strides=strides,
+            activation=activation,
+            groups=expanded,
+            padding=padding,
+            **convention,
+        )
+        self.squeeze = SqueezeExcite(expanded, squeeze, activation) if squeeze else None
+        self.project = CondConvNormAct(width, **convention)
+        self.drop_path = DropPath(drop_path) if skip else None
+
+    def call(self, x):
+        weights = self.routing(x)
+        y = self.depthwise([self.expand([x, weights]), weights])
+        y = self.squeeze(y) if self.squeeze else y
+        y = self.project([y, weights])
+        return x + self.drop_path(y) if self.skip else y
 
 
 @family(VARIANTS, WEIGHTS, KEYS, head_initializer=FAN_OUT_UNIFORM)
@@ -192,12 +295,14 @@ def efficientnet(
     activation="silu",
     padding="symmetric",
     epsilon=1e-5,
+    experts=None,
     drop_path_rate=0.0,
 ):
     """Yields the output of the last stage of each resolution: strides 2, 4, 8, 16, 32.
 
     `alpha` scales widths, `depth` repeats. `scale_ends`: whether `alpha` scales stem and head, and
-    `depth` the first and the last stage. `keep`: as in `make_divisible`.
+    `depth` the first and the last stage. `keep`: as in `make_divisible`. `experts`: how many
+    kernels a convolution in a `"cond"` block mixes.
     """
     if scale_ends:
         stem = make_divisible(stem * alpha, keep=keep)
@@ -231,6 +336,14 @@ def efficientnet(
             elif block == "edge":
                 # Published so: it expands its output's channels, not its input's, and never skips.
                 x = FusedInvertedResidual(width, width * expansion, **arguments)(x)
+            elif block == "cond":
+                x = CondInvertedResidual(
+                    width,
+                    channels * expansion,
+                    experts,
+                    squeeze=channels // 4 if squeeze else 0,
+                    **arguments,
+                )(x)
             else:
                 x = InvertedResidual(
                     width,
@@ -271,6 +384,9 @@ TFEfficientNetB6 = application("tf_efficientnet_b6")
 TFEfficientNetB7 = application("tf_efficientnet_b7")
 TFEfficientNetB8 = application("tf_efficientnet_b8")
 TFEfficientNetL2 = application("tf_efficientnet_l2")
+TFEfficientNetCCB0_4e = application("tf_efficientnet_cc_b0_4e")
+TFEfficientNetCCB0_8e = application("tf_efficientnet_cc_b0_8e")
+TFEfficientNetCCB1_8e = application("tf_efficientnet_cc_b1_8e")
 TFEfficientNetLite0 = application("tf_efficientnet_lite0")
 TFEfficientNetLite1 = application("tf_efficientnet_lite1")
 TFEfficientNetLite2 = application("tf_efficientnet_lite2")

@@ -3,7 +3,7 @@
 Paper: https://arxiv.org/abs/1905.02244, tables 1 and 2. Differs from the paper as timm does: the
 widths inside the blocks are ratios of their input's, and padding is symmetric. The tf_ variants pad
 as TensorFlow does and have its BatchNorm epsilon, 1e-3; the minimal ones are the authors' own for
-hardware with plain 3x3 convolutions and ReLU only.
+hardware with plain 3x3 convolutions and ReLU only; rw is timm's reading of the paper alone.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ SMALL_MINIMAL = dict(
     activation="relu",
     head={"width": 1024, "activation": "relu"},
 )
+RW = dict(squeeze_activation=None, squeeze_divisor=1, head={"use_bias": False})
 TENSORFLOW = dict(padding="same", epsilon=1e-3)
 
 VARIANTS = {
@@ -72,6 +73,7 @@ VARIANTS = {
     "mobilenetv3_small_050": dict(**SMALL, alpha=0.5),
     "mobilenetv3_small_075": dict(**SMALL, alpha=0.75),
     "mobilenetv3_small_100": dict(**SMALL),
+    "mobilenetv3_rw": dict(rows=LARGE_ROWS, last=960, first_skips=False, epsilon=1e-3, **RW),
     "tf_mobilenetv3_large_075": dict(**LARGE, **TENSORFLOW, alpha=0.75),
     "tf_mobilenetv3_large_100": dict(**LARGE, **TENSORFLOW),
     "tf_mobilenetv3_large_minimal_100": dict(**LARGE_MINIMAL, **TENSORFLOW),
@@ -92,13 +94,16 @@ VARIANTS = {
     ),
     "tf_mobilenetv3_test": dict(
         rows=(
-            (0, 1, 3, 1, 16, False, "relu", 2),
+            (0, 1, 3, 1, 16, False, "relu", 1),
             (1, 1, 5, 3, 24, True, "hard_silu", 2),
             (2, 1, 3, 3, 32, False, "relu", 2),
         ),
         last=48,
         activation="relu",
-        head={"width": 40, "activation": "relu"},
+        head={"width": 40, "activation": "relu", "use_bias": False},
+        squeeze_activation=None,
+        squeeze_divisor=1,
+        first_skips=False,
         **TENSORFLOW,
     ),
 }
@@ -117,6 +122,7 @@ WEIGHTS = {
     "mobilenetv3_large_150d.ra4_e3600_r256_in1k": Checkpoint(
         APACHE, input_size=256, crop=0.95, interpolation="bilinear", **HALF, top1=80.994
     ),
+    "mobilenetv3_rw.rmsp_in1k": Checkpoint(APACHE, top1=75.616),
     "mobilenetv3_small_050.lamb_in1k": Checkpoint(APACHE, top1=57.918),
     "mobilenetv3_small_075.lamb_in1k": Checkpoint(APACHE, top1=65.284),
     "mobilenetv3_small_100.lamb_in1k": Checkpoint(APACHE, top1=67.636),
@@ -147,10 +153,12 @@ KEYS = [
 ]
 
 
-def pre_logits(x, width=1280, activation="hard_silu"):
+def pre_logits(x, width=1280, activation="hard_silu", use_bias=True):
     """The paper's efficient last stage: its last convolution comes after the pooling."""
     x = keras.layers.Reshape((1, 1, x.shape[-1]), name="head_map")(x)
-    x = keras.layers.Conv2D(width, 1, kernel_initializer=FAN_OUT_NORMAL, name="head_conv")(x)
+    x = keras.layers.Conv2D(
+        width, 1, use_bias=use_bias, kernel_initializer=FAN_OUT_NORMAL, name="head_conv"
+    )(x)
     x = keras.layers.Activation(activation, name="head_activation")(x)
     return keras.layers.Flatten(name="head_features")(x)
 
@@ -165,12 +173,16 @@ def mobilenet_v3(
     activation="hard_silu",
     padding="symmetric",
     epsilon=1e-5,
+    squeeze_activation="relu",
+    squeeze_divisor=8,
+    first_skips=True,
     drop_path_rate=0.0,
 ):
     """Yields the output of the last block of each resolution: strides 2, 4, 8, 16, 32.
 
     `last`: channels of the 1x1 convolution that ends the last resolution; `activation`: of stem and
-    last convolution.
+    last convolution; `squeeze_activation`: in squeeze-and-excitation, `None` for the block's own,
+    whose channels `squeeze_divisor` divides; `first_skips`: whether the first block may skip.
     """
     convention = dict(padding=padding, epsilon=epsilon)
     blocks = last_repeats + sum(repeats for _, repeats, *_ in rows)
@@ -190,9 +202,10 @@ def mobilenet_v3(
                 strides=strides if i == 0 else 1,
                 activation=activation_,
                 expand=stage > 0,
-                squeeze=make_divisible(expanded / 4) if squeeze else 0,
+                squeeze=make_divisible(expanded / 4, squeeze_divisor) if squeeze else 0,
+                squeeze_activation=squeeze_activation or activation_,
                 gate="hard_sigmoid",
-                skip=channels == width and (i > 0 or strides == 1),
+                skip=channels == width and (i > 0 or strides == 1) and (stage > 0 or first_skips),
                 drop_path=drop_path_rate * sum(counts) / blocks,
                 name=f"stage{stage}_block{counts[stage]}",
                 **convention,
@@ -209,6 +222,7 @@ def mobilenet_v3(
 MobileNetV3Large_075 = application("mobilenetv3_large_075")
 MobileNetV3Large_100 = application("mobilenetv3_large_100")
 MobileNetV3Large_150d = application("mobilenetv3_large_150d")
+MobileNetV3RW = application("mobilenetv3_rw")
 MobileNetV3Small_050 = application("mobilenetv3_small_050")
 MobileNetV3Small_075 = application("mobilenetv3_small_075")
 MobileNetV3Small_100 = application("mobilenetv3_small_100")

@@ -26,6 +26,7 @@ from keras_convnets.deploy.metadata import (
 from keras_convnets.deploy.recipes import INPUT, quantize_file, runs_in_integers
 from keras_convnets.deploy.runner import INSTALL, LiteRTModel
 from keras_convnets.graph import lower
+from keras_convnets.layers.condconv import CondConv2D
 from keras_convnets.layers.fake_quant import rounded_kernel
 from keras_convnets.quiet import silenced_stderr
 from keras_convnets.registry import Checkpoint
@@ -357,6 +358,9 @@ def _of_four_bits(model):
     for layer in copy.layers:
         if isinstance(layer, (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Dense)):
             layer.kernel.assign(rounded_kernel(keras.ops.convert_to_numpy(layer.kernel), 4))
+        if isinstance(layer, CondConv2D):  # a dense layer in the file, from weights to a kernel
+            experts = keras.ops.convert_to_numpy(layer.kernel).reshape(layer.experts, -1)
+            layer.kernel.assign(rounded_kernel(experts, 4).reshape(layer.kernel.shape))
     return copy
 
 

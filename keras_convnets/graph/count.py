@@ -10,6 +10,7 @@ import ml_dtypes  # noqa: F401  (NumPy knows bfloat16 by it)
 import numpy as np
 
 from keras_convnets.graph.rewrite import graph_nodes, leaf_graph
+from keras_convnets.layers.condconv import CondConv2D
 from keras_convnets.layers.depthwise import BlurPool2D, DepthwiseConv2D
 
 
@@ -115,6 +116,9 @@ def _macs(operation, input_shapes, outputs):
         return outputs * math.prod(operation.kernel.shape[:-1])
     if isinstance(operation, keras.layers.Dense):
         return outputs * operation.kernel.shape[0]
+    if isinstance(operation, CondConv2D):
+        kernel = operation.kernel.shape
+        return outputs * math.prod(kernel[1:-1]) + math.prod(kernel)  # and the mixture of experts
     if type(operation).__name__ == "Matmul":
         return outputs * input_shapes[0][-1]
     return 0

@@ -173,6 +173,9 @@ def _tiled(depthwise, input_shape):
             slice(start, start + (output - 1) * stride + (taps - 1) * rate + 1)
             for start, output, stride, taps, rate in zip(starts, outputs, strides, size, rates)
         ]
+        edges = zip(window, zeros, input_shape[1:3])
+        if any(w.stop <= front or w.start >= front + length for w, (front, _), length in edges):
+            continue  # what it sees of so small a map is the padding alone
         tile = DepthwiseConv2D(
             size,
             strides,

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_convnets.layers.block import Block
-from keras_convnets.layers.initializers import TORCH_UNIFORM, FanOutNormal
+from keras_convnets.layers.initializers import FAN_SUM_UNIFORM, FanOutNormal
 from keras_convnets.ops import _geometry as geometry
 from keras_convnets.ops import per_example_conv2d
 
@@ -23,7 +23,7 @@ class ExpertRouting(Block):
         super().__init__(**kwargs)
         self.pool = keras.layers.GlobalAveragePooling2D()
         self.weigh = keras.layers.Dense(
-            experts, activation="sigmoid", kernel_initializer=TORCH_UNIFORM
+            experts, activation="sigmoid", kernel_initializer=FAN_SUM_UNIFORM
         )
 
     def call(self, x):

@@ -120,19 +120,26 @@ class DepthwiseConv2D(layers.Layer):
 class BlurPool2D(layers.Layer):
     """Every second pixel of a map blurred with (1, 2, 1) / 4 in both directions (Zhang 2019, 3.2).
 
-    Zeros are around the map. Input: `(batch, height, width, channels)`. Output:
-    `(batch, ceil(height / 2), ceil(width / 2), channels)`.
+    Input: `(batch, height, width, channels)`. Output: `(batch, ceil(height / 2), ceil(width / 2),
+    channels)`, with a `padding` of 0 those of a map that is smaller by 2.
+
+    Args:
+        padding: zeros around the map.
     """
 
     kernel_size = (3, 3)
+
+    def __init__(self, padding: int = 1, **kwargs):
+        super().__init__(**kwargs)
+        self.padding = padding
 
     def call(self, inputs):
         binomial = np.outer((1, 2, 1), (1, 2, 1)) / 16
         kernel = np.tile(binomial[:, :, None, None], (1, 1, inputs.shape[-1], 1))
         kernel = ops.convert_to_tensor(kernel, inputs.dtype)
-        return depthwise_conv2d(inputs, kernel, strides=2, padding=1)
+        return depthwise_conv2d(inputs, kernel, strides=2, padding=self.padding)
 
     def compute_output_shape(self, input_shape):
         batch, height, width, channels = input_shape
-        halves = [size and -(-size // 2) for size in (height, width)]
+        halves = [size and (size + 2 * self.padding - 1) // 2 for size in (height, width)]
         return (batch, *halves, channels)

@@ -14,6 +14,7 @@ FAN_IN_NORMAL = "keras_convnets>FanInNormal"
 FAN_IN_UNIT_NORMAL = "keras_convnets>FanInUnitNormal"
 FAN_OUT_NORMAL = "keras_convnets>FanOutNormal"
 FAN_OUT_UNIFORM = "keras_convnets>FanOutUniform"
+FAN_SUM_UNIFORM = "keras_convnets>FanSumUniform"
 GLOROT_UNIFORM = "keras_convnets>GlorotUniform"
 NORMAL_01 = "keras_convnets>Normal01"
 NORMAL_02 = "keras_convnets>Normal02"
@@ -111,6 +112,14 @@ class FanOutUniform(_Uniform):
 
     def scale(self, shape):
         return np.float32(1 / np.sqrt(_fan_out(shape)))
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
+class FanSumUniform(_Uniform):
+    """Uniform in +-1 / sqrt(fan_in + fan_out): the routing of the EfficientNets with CondConv."""
+
+    def scale(self, shape):
+        return np.float32(1 / np.sqrt(np.prod(shape[:-1]) + _fan_out(shape)))
 
 
 @keras.saving.register_keras_serializable("keras_convnets")

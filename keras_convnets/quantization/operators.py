@@ -233,7 +233,7 @@ def _affine(norm, shape):
 
 
 def _blur(blur, shape):
-    product = DepthwiseConv2D(3, 2, 1, use_bias=False, trainable=False, name=blur.name)
+    product = DepthwiseConv2D(3, 2, blur.padding, use_bias=False, trainable=False, name=blur.name)
     product.build(shape)
     binomial = np.outer((1, 2, 1), (1, 2, 1)) / 16
     product.set_weights([np.tile(binomial[:, :, None, None], (1, 1, shape[-1], 1))])

@@ -18,7 +18,13 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_convnets.layers import DepthwiseConv2D, EvoNorm2D, GlobalResponseNorm, ScaledWSConv2D
+from keras_convnets.layers import (
+    CondConv2D,
+    DepthwiseConv2D,
+    EvoNorm2D,
+    GlobalResponseNorm,
+    ScaledWSConv2D,
+)
 from keras_convnets.registry import Family, find_family
 from keras_convnets.weights.copying import copy_all
 from keras_convnets.weights.readers import LazyState, write_safetensors
@@ -26,12 +32,13 @@ from keras_convnets.weights.readers import LazyState, write_safetensors
 HEAD = "head"  # the classifier; what stands between it and the pooling is named head_...
 STEM_CHANNELS = 3
 
-# Per layer type and variable: the published name, and our axes in the order of the published array.
-# Whatever is not listed has its own name and axes.
+# Per layer type and variable: the published name, and our axes in the order of the published array;
+# axes in a tuple of their own are one axis there. Whatever is not listed has its own name and axes.
 _CONV = {"kernel": ("weight", (3, 2, 0, 1))}
 _CONV_1D = {"kernel": ("weight", (2, 1, 0))}
 _SCALED_CONV = {**_CONV, "gain": ("gain", (3, 2, 0, 1))}
 _DEPTHWISE = {"kernel": ("weight", (2, 3, 0, 1))}
+_EXPERTS = {"kernel": ("weight", (0, (4, 3, 1, 2)))}
 _DENSE = {"kernel": ("weight", (1, 0))}
 _NORM = {"gamma": ("weight", (0,)), "beta": ("bias", (0,))}
 _BATCH_NORM = {
@@ -48,6 +55,7 @@ LAYOUTS = {
     keras.layers.BatchNormalization: _BATCH_NORM,
     keras.layers.GroupNormalization: _NORM,
     keras.layers.LayerNormalization: _NORM,
+    CondConv2D: _EXPERTS,
     EvoNorm2D: _NORM,
     GlobalResponseNorm: _NORM,
     ScaledWSConv2D: _SCALED_CONV,
@@ -61,15 +69,26 @@ class Slot:
     key: str
     path: str
     variable: keras.Variable
-    axes: tuple[int, ...]
+    layout: tuple[int | tuple[int, ...], ...]
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """Axes of the variable in the order of the published array."""
+        return tuple(keras.tree.flatten(self.layout))
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the published array."""
-        return tuple(self.variable.shape[axis] for axis in self.axes)
+        sizes = keras.tree.map_structure(lambda axis: self.variable.shape[axis], self.layout)
+        return tuple(math.prod(keras.tree.flatten(part)) for part in sizes)
 
     def published(self) -> np.ndarray:
-        return np.transpose(keras.ops.convert_to_numpy(self.variable), self.axes)
+        values = np.transpose(keras.ops.convert_to_numpy(self.variable), self.axes)
+        return values.reshape(self.shape)
+
+    def unfolded(self, published: np.ndarray) -> np.ndarray:
+        """A published array with an axis for each of the variable's, in the published order."""
+        return published.reshape([self.variable.shape[axis] for axis in self.axes])
 
 
 def leaves(model: keras.Model) -> Iterator[tuple[str, keras.layers.Layer]]:
@@ -110,8 +129,8 @@ def slots(model: keras.Model) -> dict[str, Slot]:
         layout = _layout(leaf)
         for variable in leaf.weights:
             identity = (variable.name, tuple(range(len(variable.shape))))
-            name, axes = layout.get(variable.name, identity)
-            slot = Slot(f"{rewrite(row, path)}.{name}", path, variable, axes)
+            name, order = layout.get(variable.name, identity)
+            slot = Slot(f"{rewrite(row, path)}.{name}", path, variable, order)
             if slot.key in found:
                 raise ValueError(
                     f"KEYS of {row.name} give {slot.path} and {found[slot.key].path} the same "
@@ -214,7 +233,7 @@ def verify(variant: str, state: Mapping[str, np.ndarray]) -> None:
 def _load(model, wanted, state):
     _check(model.variant, wanted, state)
     copy_all(
-        (slot.variable, slot.axes, functools.partial(_aligned, wanted, key, state))
+        (slot.variable, slot.axes, functools.partial(_unfolded, wanted, key, state))
         for key, slot in wanted.items()
     )
 
@@ -258,6 +277,10 @@ def _aligned(wanted, key, state):
     value, slot = np.asarray(state[key]), wanted[key]
     stem = next(iter(wanted.values())).path.partition("/")[0]
     return adapt_stem(value, slot.shape) if slot.path.partition("/")[0] == stem else value
+
+
+def _unfolded(wanted, key, state):
+    return wanted[key].unfolded(_aligned(wanted, key, state))
 
 
 def _is_counter(key, names):

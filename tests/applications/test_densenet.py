@@ -11,9 +11,16 @@ def densenet_test():
     return DenseNet(growth_rate=4, block_config=(1, 1, 2, 1), stem_type="deep")
 
 
+def densenetblur_test():
+    from timm.layers import BlurPool2d
+    from timm.models.densenet import DenseNet
+
+    return DenseNet(growth_rate=4, block_config=(1, 1), stem_type="deep", aa_layer=BlurPool2d)
+
+
 class TestDenseNet(FamilyTests):
     family = "densenet"
-    reference = Timm(densenet_test=densenet_test)
+    reference = Timm(densenet_test=densenet_test, densenetblur_test=densenetblur_test)
     parity_variant = "densenet121"
     # Before the first activation of a layer: what they normalise has other users.
     keeps_batchnorm = r"_norm1$|/transition\d_norm$|/norm5$"

@@ -53,12 +53,21 @@ def tf_efficientnet_lite_test():
     return small(stages, 40, "ReLU6", alpha=1.2, decode=decode, stem_size=16, fix_stem=True, **same)
 
 
+def tf_efficientnet_cc_test():
+    stages = ["ds_r1_k3_s2_e1_c8_noskip", "ir_r2_k5_s2_e3_c16_se0.25_cc3"]
+    return small(stages, 40, stem_size=16, pad_type="same", eps=1e-3)
+
+
 class TestEfficientNet(FamilyTests):
     family = "efficientnet"
     reference = Timm(
-        efficientnet_test=efficientnet_test, tf_efficientnet_lite_test=tf_efficientnet_lite_test
+        efficientnet_test=efficientnet_test,
+        tf_efficientnet_lite_test=tf_efficientnet_lite_test,
+        tf_efficientnet_cc_test=tf_efficientnet_cc_test,
     )
     parity_variant = "efficientnet_b0"
+    # After a CondConv, whose kernels have no bias but one that the routing mixes too.
+    keeps_batchnorm = r"tf_efficientnet_cc_test/stage1_\w+_norm$"
 
     @pytest.mark.parametrize("variant", ["efficientnet_b1", "tf_efficientnet_b5"])
     def test_the_same_blocks_skip_and_their_drop_path_grows_as_in_the_reference(self, variant):

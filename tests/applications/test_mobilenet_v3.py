@@ -8,26 +8,26 @@ from keras_convnets.testing.conformance import FamilyTests
 from keras_convnets.testing.reference import Timm
 
 
-def small(stages, activation, alpha=1.0, **convention):
+def small(stages, activation, alpha=1.0, **arguments):
     from functools import partial
 
     import torch
     from timm.models._efficientnet_builder import decode_arch_def, round_channels
     from timm.models.mobilenetv3 import MobileNetV3, SqueezeExcite
 
+    squeeze = partial(
+        SqueezeExcite,
+        gate_layer="hard_sigmoid",
+        force_act_layer=torch.nn.ReLU,
+        rd_round_fn=round_channels,
+    )
     return MobileNetV3(
         decode_arch_def(stages),
         num_features=40,
         fix_stem=alpha < 0.75,
         round_chs_fn=partial(round_channels, multiplier=alpha),
         act_layer=getattr(torch.nn, activation),
-        se_layer=partial(
-            SqueezeExcite,
-            gate_layer="hard_sigmoid",
-            force_act_layer=torch.nn.ReLU,
-            rd_round_fn=round_channels,
-        ),
-        **convention,
+        **{"se_layer": squeeze, **arguments},
     )
 
 
@@ -43,18 +43,25 @@ def mobilenetv3_test():
 
 
 def tf_mobilenetv3_test():
+    """Also with the first block, the squeeze-and-excitation and the head of mobilenetv3_rw."""
     from functools import partial
 
     import torch
+    from timm.models.mobilenetv3 import SqueezeExcite
 
     stages = [
-        ["ds_r1_k3_s2_e1_c16"],
+        ["ds_r1_k3_s1_e1_c16_noskip"],
         ["ir_r1_k5_s2_e3_c24_se0.25_nhs"],
         ["ir_r1_k3_s2_e3_c32"],
         ["cn_r1_k1_s1_c48"],
     ]
     return small(
-        stages, "ReLU", pad_type="same", norm_layer=partial(torch.nn.BatchNorm2d, eps=1e-3)
+        stages,
+        "ReLU",
+        pad_type="same",
+        norm_layer=partial(torch.nn.BatchNorm2d, eps=1e-3),
+        se_layer=partial(SqueezeExcite, gate_layer="hard_sigmoid"),
+        head_bias=False,
     )
 
 

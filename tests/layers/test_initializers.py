@@ -13,6 +13,7 @@ DEVIATIONS = {
     "FanInUnitNormal": np.sqrt(1 / FAN_IN),
     "FanOutNormal": np.sqrt(2 / FAN_OUT),
     "FanOutUniform": np.sqrt(1 / FAN_OUT / 3),
+    "FanSumUniform": np.sqrt(1 / (FAN_IN + FAN_OUT) / 3),
     "GlorotUniform": np.sqrt(2 / (FAN_IN + FAN_OUT)),
     "Normal01": 0.01,
     "Normal02": 0.02,
