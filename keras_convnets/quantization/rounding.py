@@ -16,7 +16,7 @@ from keras_convnets.layers.rep import norm_affine, values
 from keras_convnets.ops import depthwise_conv2d
 from keras_convnets.quantization.layerwise import Step, check_pair, layer_by_layer
 
-# Of the authors: the stretch of the sigmoid, the regulariser's exponent and when it starts to count.
+# Of the authors: the stretch of the sigmoid, the regulariser's exponent and when it sets in.
 ABOVE, BELOW = 1.1, -0.1
 FIRST_EXPONENT, LAST_EXPONENT = 20.0, 2.0
 WARM_UP = 0.2
