@@ -185,6 +185,7 @@ from keras_convnets.applications.mobileone import (
     MobileOneS3,
     MobileOneS4,
 )
+from keras_convnets.applications.nasnet import NASNetALarge, NASNetAMobile
 from keras_convnets.applications.nfnet import (
     DMNFNetF0,
     DMNFNetF1,
