@@ -189,6 +189,7 @@ from keras_convnets.applications.mobileone import (
     MobileOneS3,
     MobileOneS4,
 )
+from keras_convnets.applications.nasnet import NASNetALarge, NASNetAMobile
 from keras_convnets.applications.nf_resnet import (
     NFECAResNet26,
     NFECAResNet50,
