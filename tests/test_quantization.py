@@ -7,19 +7,30 @@ import pytest
 from keras import layers
 
 from keras_convnets import create_model, quantization
+from keras_convnets.applications.ghostnet import TwiceAsLarge
 from keras_convnets.deploy import LiteRTModel
 from keras_convnets.deploy.export import outputs_of
 from keras_convnets.deploy.inspect import LiteRTFile
+from keras_convnets.layers.attention import MultiQueryAttention
+from keras_convnets.layers.channel_attention import EfficientChannelAttention
+from keras_convnets.layers.context_attention import NearestLike
 from keras_convnets.layers.fake_quant import (
     FakeQuant,
     FoldedNorm,
+    LearnedFakeQuant,
     QuantConv2D,
     fake_quant_kernel,
     kernel_scales,
 )
+from keras_convnets.layers.leaves import GlobalResponseNorm, SkipInit
 from keras_convnets.quantization.inference import for_inference
-from keras_convnets.quantization.mirror import hard_swish
-from keras_convnets.testing.conformance import fill_seeded, photographs, settle_statistics
+from keras_convnets.quantization.mirror import hard_swish, reciprocal_root
+from keras_convnets.testing.conformance import (
+    cosine,
+    fill_seeded,
+    photographs,
+    settle_statistics,
+)
 
 SIZE = 32
 CLASSES = 5
@@ -62,13 +73,33 @@ def of_many_operators():
     x = layers.Dropout(0.1)(layers.Flatten()(x))
     x = layers.Dense(12, activation="relu6", name="hidden")(x)
     scores = layers.Dense(CLASSES, activation="softmax", name="scores")(x)
-    model = keras.Model(image, scores, name="many")
+    return randomised(keras.Model(image, scores, name="many"))
+
+
+def of_attention_and_norms():
+    """What transformers and the gates of newer networks need."""
+    image = keras.Input((15, 15, 3))
+    x = layers.Conv2D(16, 3, 2, "same", name="stem")(image)
+    x = layers.LayerNormalization(epsilon=1e-6, name="stem_norm")(x)
+    x = EfficientChannelAttention(16, name="channels")(x)
+    half = layers.MaxPooling2D(2)(x)
+    x = x * TwiceAsLarge()([half, x]) + NearestLike()([layers.MaxPooling2D(3)(x), x])
+    x = x + SkipInit()(GlobalResponseNorm()(x))
+    x = x - MultiQueryAttention(16, 2, 8, name="attention")(x)
+    y = layers.LayerNormalization(name="rows_norm")(layers.Reshape((-1, 16))(x))
+    y = layers.Conv1D(12, 3, 2, "same", activation="relu", name="rows")(y)
+    x = layers.LayerNormalization(name="head_norm")(layers.GlobalAveragePooling1D()(y))
+    heads = [layers.Dense(CLASSES, name=f"head{i}")(x) for i in range(2)]
+    return randomised(keras.Model(image, layers.Average(name="mean")(heads), name="norms"))
+
+
+def randomised(model):
     random = np.random.default_rng(0)
     for variable in model.variables:
         noise = random.standard_normal(variable.shape)
         if variable.path.endswith("kernel"):
             variable.assign(noise / np.sqrt(np.prod(variable.shape[:-1])))
-        elif variable.path.endswith(("moving_variance", "gamma")):
+        elif variable.path.endswith(("moving_variance", "gamma", "gain")):
             variable.assign(0.5 + np.abs(noise))
         elif "seed" not in variable.path:
             variable.assign(0.1 * noise)
@@ -96,6 +127,12 @@ def fit(model, x, epochs=1, callbacks=()):
     history = model.fit(
         x, np.arange(len(x)) % CLASSES, 8, epochs, verbose=0, callbacks=list(callbacks)
     )
+    return history.history["loss"]
+
+
+def fit_maps(model, x, epochs):
+    model.compile(keras.optimizers.Adam(1e-3), "mse")
+    history = model.fit(x, np.ones((len(x), *model.output.shape[1:])), 4, epochs, verbose=0)
     return history.history["loss"]
 
 
@@ -159,6 +196,83 @@ def test_a_range_follows_the_batches_in_training_only():
     fixed.set_range(0, 1)
     fixed(x, training=True)
     assert fixed.limits() == (0.0, 1.0)
+
+
+def gradients(layer, x, weights):
+    """Of sum(weights * layer(x)) in training: those of the layer's variables, and of x."""
+    image = keras.Input(x.shape[1:])
+    before = layers.Dense(1, use_bias=False)  # whose kernel is one number that x is multiplied by
+    model = keras.Model(image, layer(before(image[..., None])[..., 0]))
+    before.kernel.assign([[1.0]])
+    model.compile(keras.optimizers.SGD(1.0), WeightedSum(weights))
+    variables = [*layer.trainable_variables, before.kernel]
+    old = [np.array(v) for v in variables]
+    model.train_on_batch(x, np.zeros_like(x))
+    return [a - np.array(v) for a, v in zip(old, variables)]
+
+
+class WeightedSum(keras.losses.Loss):
+    def __init__(self, weights):
+        super().__init__(reduction="sum")
+        self.weights = weights
+
+    def call(self, y_true, y_pred):
+        return keras.ops.multiply(y_pred, self.weights)
+
+
+def test_a_learned_step_has_the_gradient_of_lsq():
+    random = np.random.default_rng(0)
+    x = (2 * random.standard_normal((4, 50))).astype("f")
+    weights = random.standard_normal(x.shape).astype("f")
+    rounding = LearnedFakeQuant()
+    rounding.build(x.shape)
+    rounding.set_range(-1.0, 3.0)
+    step, below, above = 4 / 255, 64, 191
+    v = x / step
+    rounded = np.floor(np.clip(v, -below, above) + 0.5)
+    np.testing.assert_allclose(outputs(rounding, x), rounded * step, atol=1e-6)
+    np.testing.assert_allclose(rounding.limits(), (-below * step, above * step), rtol=1e-6)
+    inside = (-below < v) & (v < above)
+    of_step = np.sum(weights * np.where(inside, rounded - v, rounded)) / np.sqrt(50 * above)
+    (of_logarithm, of_factor) = gradients(rounding, x, weights)
+    np.testing.assert_allclose(of_logarithm, of_step / step, rtol=2e-3)
+    np.testing.assert_allclose(of_factor, [[np.sum(weights * x * inside)]], rtol=1e-4)
+
+
+def test_learned_ranges_follow_the_loss_and_are_exported(tmp_path):
+    model, x = small(layers.ReLU()), photographs(16, 8)
+    quantized = quantization.quantize_aware(model, calibration=x, ranges="learned")
+    before = ranges(quantized)
+    losses = fit_maps(quantized, x, 3)
+    assert losses[-1] < losses[0]
+    assert all(limits != ranges(quantized)[name] for name, limits in before.items())
+    quantized.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert ranges(loaded) == ranges(quantized)
+    np.testing.assert_array_equal(outputs(loaded, x), outputs(quantized, x))
+    if keras.backend.backend() == "tensorflow":  # which converts for the others
+        path = quantization.export_litert(loaded, tmp_path / "model.tflite")
+        _check_integers_and_scales(path, loaded)
+        file = LiteRTModel(path, xnnpack=False)
+        exact = outputs(quantization.as_integers(loaded), x)
+        assert np.abs(file.predict(x)[0] - exact).max() < 0.01 * file.output_scales[0]
+
+
+def test_rounding_has_the_values_and_gradients_of_keras():
+    random = np.random.default_rng(0)
+    x = random.standard_normal((6, 5)).astype("f")
+    weights = random.standard_normal(x.shape).astype("f")
+    rounding = FakeQuant(fixed=True)
+    rounding.build(x.shape)
+    rounding.set_range(-0.5, 0.7)
+    want = keras.quantizers.fake_quant_with_min_max_vars(
+        tensor(x), rounding.minimum.value, rounding.maximum.value
+    )
+    np.testing.assert_array_equal(outputs(rounding, x), keras.ops.convert_to_numpy(want))
+    zero = np.round(0.5 / 1.2 * 255)
+    inside = (x >= -zero * 1.2 / 255) & (x <= (255 - zero) * 1.2 / 255)
+    (of_factor,) = gradients(rounding, x, weights)
+    np.testing.assert_allclose(of_factor, [[np.sum(weights * x * inside)]], rtol=1e-4)
 
 
 def test_trains_saves_and_loads(tmp_path):
@@ -280,6 +394,34 @@ def test_a_users_model_after_training(scheme, tmp_path):
     assert np.abs(have - exact).max() <= 2.01 / 256
 
 
+def test_attention_and_normalisations(tmp_path):
+    model, x = of_attention_and_norms(), photographs(16, 15)
+    quantized = quantization.quantize_aware(model, calibration=x)
+    if keras.backend.backend() != "jax":  # where it compiles for long
+        fit(quantized, x)
+    assert cosine(outputs(quantized, x), outputs(quantization.as_integers(quantized), x)) > 0.98
+    if keras.backend.backend() == "tensorflow":  # which converts for the others
+        path = quantization.export_litert(quantized, tmp_path / "model.tflite")
+        _check_integers_and_scales(path, quantized)
+        assert {"BATCH_MATMUL", "RSQRT", "SOFTMAX"} <= set(LiteRTFile(path).operators())
+        file = LiteRTModel(path, xnnpack=False)
+        exact = outputs(quantization.as_integers(quantized), x)
+        assert np.abs(file.predict(x)[0] - exact).max() < 0.01 * file.output_scales[0]
+
+
+def test_layer_norm_of_constant_positions_has_gradients():
+    """Integers take their variance for zero."""
+    model = small(layers.LayerNormalization(name="middle"))
+    x = photographs(4, 8)
+    x[:, :4] = 0
+    quantized = quantization.quantize_aware(model, calibration=x)
+    root = quantized.get_layer("middle_root_range")
+    before = root.limits()
+    assert np.isfinite(fit_maps(quantized, x, 2)).all()
+    assert all(np.isfinite(np.array(v)).all() for v in quantized.trainable_variables)
+    assert root.limits()[1] < 2 * before[1]
+
+
 @converts_itself
 def test_layers_left_in_float(tmp_path):
     x = photographs(16, SIZE)
@@ -305,6 +447,13 @@ def test_hard_swish_is_near_the_function():
         assert np.abs(hard_swish(values, step, out) - want).max() < 1
 
 
+def test_a_reciprocal_root_is_near_the_function():
+    values = np.arange(1, 256)
+    for step, out in ((0.05, 0.02), (0.001, 0.1), (3.0, 0.001)):
+        want = 1 / np.sqrt(values * step) / out
+        assert np.abs(reciprocal_root(values, step, out) - want).max() < 1
+
+
 def small(middle):
     image = keras.Input((8, 8, 3))
     x = layers.Conv2D(4, 1, name="first")(image)
@@ -315,6 +464,7 @@ def small(middle):
     "change, message",
     [
         ({"scheme": "int3"}, "scheme='int3' must be one of int8, int4"),
+        ({"ranges": "fixed"}, "ranges='fixed' must be one of moving, learned"),
         ({"keep_float": "softmax"}, "must be a list"),
         ({"keep_float": ["nowhere"]}, "'nowhere', which no layer matches; there are .*first"),
         ({"calibration": np.full((2, 8, 8, 3), np.nan, "f")}, "NaN or infinite"),
@@ -332,13 +482,17 @@ def test_arguments_that_are_refused(change, message):
 
 
 def test_operators_without_integers_are_named():
-    model = small(layers.LayerNormalization(name="middle"))
-    with pytest.raises(ValueError, match=r"middle \(LayerNormalization\).*keep_float=\['LayerN"):
+    model = small(layers.UnitNormalization(name="middle"))
+    with pytest.raises(ValueError, match=r"middle \(UnitNormalization\).*keep_float=\['UnitN"):
         quantization.quantize_aware(model, calibration=photographs(2, 8))
-    kept = quantization.quantize_aware(
-        model, calibration=photographs(2, 8), keep_float=["LayerNormalization"]
-    )
-    assert np.isfinite(outputs(kept, photographs(2, 8))).all()
+    for kept_layer in (layers.UnitNormalization(), layers.LayerNormalization()):
+        kind = type(kept_layer)
+        model = small(kept_layer)
+        kept = quantization.quantize_aware(
+            model, calibration=photographs(2, 8), keep_float=[kind.__name__]
+        )
+        assert [layer for layer in kept.layers if type(layer) is kind]
+        assert np.isfinite(outputs(kept, photographs(2, 8))).all()
 
 
 def test_dead_layers_quantized_and_float_models_are_refused(tmp_path):

@@ -76,30 +76,36 @@ def once(lower_operation: Callable) -> Callable:
 def open_layer_scale(operation: keras.Operation, node) -> Callable | None:
     """A LayerScale as a BatchNormalization, `None` for what is none."""
     if type(operation) is LayerScale:
-        return _affine(operation.name, node, scale=operation.gamma)
+        return affine(operation.name, node, scale=operation.gamma)
     return None
 
 
 def _open_scale(operation, node) -> Callable | None:
     if type(operation) is LayerScale:
         return open_layer_scale(operation, node)
-    if type(operation) is not layers.LayerNormalization or operation.rms_scaling:
+    if not is_layer_norm(operation, node):
         return None
-    rank = len(node.outputs[0].shape)
-    if list(np.ravel(operation.axis) % rank) != [rank - 1]:
-        return None
-    affine = _affine(operation.name, node, operation.gamma, operation.beta)
+    scaled = affine(operation.name, node, operation.gamma, operation.beta)
     epsilon = operation.epsilon
 
     def normalise(x):
         x = x - ops.mean(x, axis=-1, keepdims=True)
         variance = ops.mean(ops.square(x), axis=-1, keepdims=True)
-        return affine(x * ops.rsqrt(variance + epsilon))
+        return scaled(x * ops.rsqrt(variance + epsilon))
 
     return normalise
 
 
-def _affine(name, node, scale=None, shift=None):
+def is_layer_norm(operation: keras.Operation, node) -> bool:
+    """Whether an operation is a LayerNormalization over channels only."""
+    if type(operation) is not layers.LayerNormalization or operation.rms_scaling:
+        return False
+    rank = len(node.outputs[0].shape)
+    return list(np.ravel(operation.axis) % rank) == [rank - 1]
+
+
+def affine(name: str, node, scale=None, shift=None) -> layers.BatchNormalization:
+    """A scale and a shift per channel, of a node's output, as a BatchNormalization."""
     shape = node.outputs[0].shape
     norm = layers.BatchNormalization(
         axis=-1, scale=scale is not None, center=shift is not None, epsilon=0.0, name=name

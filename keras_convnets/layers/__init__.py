@@ -43,11 +43,12 @@ from keras_convnets.layers.leaves import (
     DropPath,
     GlobalResponseNorm,
     LayerScale,
+    SkipInit,
     make_divisible,
     stochastic_depth,
 )
 from keras_convnets.layers.long_conv import LongConv1D, SGConv1D
-from keras_convnets.layers.norm_free import NormFreeBlock, NormFreeConv, SkipInit
+from keras_convnets.layers.norm_free import NormFreeBlock, NormFreeConv
 from keras_convnets.layers.points import DCLSConv1D, DCLSConv2D, SMPConv2D
 from keras_convnets.layers.pooling import SoftPooling1D, SoftPooling2D, SoftPooling3D
 from keras_convnets.layers.rep import RepBlock, RepConv

@@ -9,10 +9,10 @@ from __future__ import annotations
 import keras
 import numpy as np
 from keras import layers, ops
-from keras.quantizers import fake_quant_with_min_max_vars
 
 from keras_convnets.layers.depthwise import DepthwiseConv2D
 from keras_convnets.ops import depthwise_conv2d
+from keras_convnets.ops.fake_quant import extremes, fake_quant
 
 MOMENTUM = 0.99
 # Least range of a channel's weights: of the widest channel's, and for a kernel of zeros. Narrower
@@ -66,22 +66,70 @@ class FakeQuant(layers.Layer):
 
     def call(self, x, training=False, observe=True):
         if training and observe and not self.fixed:
-            self._follow(ops.stop_gradient(x))
-        edges = self.minimum, self.maximum
-        if training:  # copies: PyTorch refuses gradients by what the next call overwrites
-            edges = [edge + 0.0 for edge in edges]
-        return fake_quant_with_min_max_vars(x, *edges)
+            self._follow(x)
+        return fake_quant(x, self.minimum, self.maximum)
 
     def _follow(self, x):
-        x = ops.cast(x, "float32")
-        for edge, extreme in (
-            (self.minimum, ops.minimum(ops.min(x), 0.0)),
-            (self.maximum, ops.maximum(ops.max(x), 0.0)),
-        ):
-            edge.assign(self.momentum * edge + (1 - self.momentum) * extreme)
+        for edge, extreme in zip((self.minimum, self.maximum), extremes(x)):
+            before = ops.convert_to_tensor(edge)  # numbers of the backend, quicker than variables
+            edge.assign(self.momentum * before + (1 - self.momentum) * extreme)
 
     def compute_output_shape(self, input_shape):
         return input_shape
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
+class LearnedFakeQuant(FakeQuant):
+    """`FakeQuant` whose step is learned by the loss, as in LSQ (Esser et al. 2020,
+    https://arxiv.org/abs/1902.08153, equations 1 to 3 and section 2.2); zero stays where it was.
+
+    The variable is the logarithm of the step over that of `set_range`: the step stays positive,
+    weight decay draws it to where it began, and optimizers that normalise gradients move it by
+    shares. With plain gradient descent the step moves as in the paper, to first order.
+    """
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.values = int(np.prod([size or 1 for size in input_shape[1:]]))
+        self.log_stretch = self.add_weight(
+            shape=(), initializer="zeros", name="log_stretch", dtype="float32"
+        )
+
+    def set_range(self, minimum: float, maximum: float) -> None:
+        """Sets the range as `FakeQuant` does, and to one that has zero on a step."""
+        super().set_range(minimum, maximum)
+        minimum, maximum = float(self.minimum), float(self.maximum)
+        step = (maximum - minimum) / 255
+        below = round(-minimum / step) if step else 0
+        self.minimum.assign(-below * step)
+        self.maximum.assign((255 - below) * step)
+        self.log_stretch.assign(0.0)
+
+    def limits(self) -> tuple[float, float]:
+        """Smallest and largest number that is not clipped."""
+        stretch = float(ops.exp(self.log_stretch))
+        return float(self.minimum) * stretch, float(self.maximum) * stretch
+
+    def call(self, x, training=False, observe=True):
+        stretch = ops.exp(self.log_stretch)
+        if not training or not observe:
+            stretch = ops.stop_gradient(stretch)
+            return fake_quant(x, self.minimum * stretch, self.maximum * stretch)
+        first = (self.maximum - self.minimum) / 255
+        below = ops.round(-self.minimum / first)
+        # The paper's scale of the gradient, and what makes a gradient of the step of one of its
+        # logarithm.
+        step = ops.stop_gradient(first * stretch)
+        scale = 1 / (ops.sqrt(self.values * ops.maximum(255 - below, below)) * step * step)
+        step = first * ops.exp(_scale_gradient(self.log_stretch, scale))
+        x32 = ops.cast(x, "float32")
+        integers = ops.clip(x32 / step, -below, 255 - below)
+        integers = integers + ops.stop_gradient(ops.floor(integers + 0.5) - integers)
+        return ops.cast(integers * step, x.dtype)
+
+
+def _scale_gradient(x, scale):
+    return x * scale + ops.stop_gradient(x - x * scale)
 
 
 def fake_quant_kernel(kernel, bits: int, depthwise: bool = False):
@@ -96,7 +144,7 @@ def fake_quant_kernel(kernel, bits: int, depthwise: bool = False):
     channels = ops.max(ops.abs(ops.stop_gradient(kernel)), axis=tuple(range(len(kernel.shape) - 1)))
     least = ops.maximum(LEAST_SHARE * ops.max(channels), LEAST_RANGE)
     reach = ops.maximum(channels, least)
-    return fake_quant_with_min_max_vars(kernel, -reach, reach, bits, narrow_range=True, axis=-1)
+    return fake_quant(kernel, -reach, reach, bits, narrow_range=True, per_channel=True)
 
 
 def kernel_scales(kernel: np.ndarray, bits: int, depthwise: bool = False) -> np.ndarray:
@@ -182,6 +230,25 @@ class FoldedNorm(layers.BatchNormalization):
 
     def get_config(self):
         return {**super().get_config(), "frozen": self.frozen}
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
+class ReciprocalRoot(layers.Layer):
+    """1 / sqrt(x), of x not negative; for x below `least` that of `least`, without a gradient.
+
+    Integers have a zero below their first step. With `least=0` it gives infinity, which `FakeQuant`
+    rounds to the largest value, as LiteRT does.
+    """
+
+    def __init__(self, least: float = 0.0, **kwargs):
+        super().__init__(**kwargs)
+        self.least = least
+
+    def call(self, x):
+        return ops.rsqrt(ops.maximum(x, self.least) if self.least else x)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
 
 
 @keras.saving.register_keras_serializable("keras_convnets")

@@ -32,6 +32,20 @@ class LayerScale(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
+class SkipInit(keras.layers.Layer):
+    """x times one learned number that starts at zero (De and Smith 2020, arXiv 2002.10444)."""
+
+    def build(self, input_shape):
+        self.gain = self.add_weight(shape=(), initializer="zeros", name="skipinit_gain")
+
+    def call(self, x):
+        return x * self.gain
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
 class GlobalResponseNorm(keras.layers.Layer):
     """x + gamma * x * n(x) + beta, n(x) = |x|_2 over the map / its mean over the channels.
 

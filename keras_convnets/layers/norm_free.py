@@ -6,7 +6,7 @@ import keras
 
 from keras_convnets.layers.block import Block
 from keras_convnets.layers.initializers import FAN_IN_UNIT_NORMAL
-from keras_convnets.layers.leaves import DropPath
+from keras_convnets.layers.leaves import DropPath, SkipInit
 from keras_convnets.layers.residual import attend
 from keras_convnets.layers.standardized import ScaledWSConv2D
 
@@ -45,20 +45,6 @@ class NormFreeConv(Block):
 
     def call(self, x):
         return self.ws(self.pad(x) if self.pad else x)
-
-
-@keras.saving.register_keras_serializable("keras_convnets")
-class SkipInit(keras.layers.Layer):
-    """x times one learned number that starts at zero (De and Smith 2020, arXiv 2002.10444)."""
-
-    def build(self, input_shape):
-        self.gain = self.add_weight(shape=(), initializer="zeros", name="skipinit_gain")
-
-    def call(self, x):
-        return x * self.gain
-
-    def compute_output_shape(self, input_shape):
-        return input_shape
 
 
 @keras.saving.register_keras_serializable("keras_convnets")

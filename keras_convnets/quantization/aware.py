@@ -16,10 +16,12 @@ from keras_convnets.layers.depthwise import DepthwiseConv2D
 from keras_convnets.layers.fake_quant import (
     FakeQuant,
     FoldedNorm,
+    LearnedFakeQuant,
     LeaveFloat,
     QuantConv2D,
     QuantDense,
     QuantDepthwiseConv2D,
+    ReciprocalRoot,
 )
 from keras_convnets.quantization.calibration import METHODS, extremes, narrowed
 from keras_convnets.quantization.operators import (
@@ -28,13 +30,14 @@ from keras_convnets.quantization.operators import (
     FUSED,
     FUSES,
     MOVES,
-    OWN,
+    has_integers,
     integer_operators,
     kind_of,
 )
 
 # Bits of the weights.
 SCHEMES = {"int8": 8, "int4": 4}
+RANGES = {"moving": FakeQuant, "learned": LearnedFakeQuant}
 QUANTIZED = {
     layers.Conv2D: QuantConv2D,
     layers.Dense: QuantDense,
@@ -49,12 +52,13 @@ def quantize_aware(
     calibration: np.ndarray,
     calibration_method: str = "min_max",
     keep_float: Collection[str] = (),
+    ranges: str = "moving",
 ) -> keras.Model:
     """A flat copy of a model that rounds weights and activations as LiteRT will: to `compile`,
     `fit`, save and load as any model, and for `quantization.export_litert`.
 
     Kernels are rounded per output channel, symmetrically; activations per tensor, to ranges that
-    begin as those of the calibration images and follow the batches in training. Parallel branches
+    begin as those of the calibration images. Parallel branches
     are merged first (`graph.reparameterize`). A BatchNormalization right after a convolution or
     dense layer goes on with the statistics of the batches until `freeze_batchnorm` or the callback
     `FreezeBatchNorm`; others are folded with the statistics they have.
@@ -76,11 +80,14 @@ def quantize_aware(
             Outliers make the first wide and coarse; the others cut them off.
         keep_float: layers to leave in float, by their path in the flat graph (regular expressions,
             found anywhere in `stage0_block1_mlp_fc1`) or the name of their type (`"Softmax"`).
+        ranges: `"moving"`, averages of the batches' smallest and largest values in training; or
+            `"learned"` by the loss, as in LSQ (see `layers.fake_quant.LearnedFakeQuant`).
 
     Raises:
         ValueError: for a model that is quantized already or cannot be exported, operators that
-            have no integer form, an unknown scheme, a `keep_float` that no layer matches, and
-            calibration images that do not fit or leave a tensor at zero. The model is unchanged.
+            have no integer form, an unknown scheme or kind of ranges, a `keep_float` that no layer
+            matches, and calibration images that do not fit or leave a tensor at zero. The model is
+            unchanged.
     """
     if scheme not in SCHEMES:
         raise ValueError(f"scheme={scheme!r} must be one of {', '.join(SCHEMES)}.")
@@ -88,6 +95,8 @@ def quantize_aware(
         raise ValueError(
             f"calibration_method={calibration_method!r} must be one of {', '.join(METHODS)}."
         )
+    if ranges not in RANGES:
+        raise ValueError(f"ranges={ranges!r} must be one of {', '.join(RANGES)}.")
     if isinstance(keep_float, str):
         raise ValueError(f"keep_float={keep_float!r} must be a list of patterns, not one string.")
     check_model(model, "a .tflite")
@@ -97,9 +106,11 @@ def quantize_aware(
             "the float model."
         )
     images = check_calibration(calibration, model)
-    with leaf_graph(integer_operators(model)) as graph:
-        plan = _Plan(graph, SCHEMES[scheme], keep_float)
+    kept = integer_operators(model, lambda operation: _matches(operation, keep_float))
+    with leaf_graph(kept) as graph:
+        plan = _Plan(graph, SCHEMES[scheme], RANGES[ranges], keep_float)
         plan.measure(images, calibration_method)
+        plan.bound_roots()
         return rebuild(graph, plan.replace, plan.follow)
 
 
@@ -133,12 +144,21 @@ class FreezeBatchNorm(keras.callbacks.Callback):
             self.model.make_train_function(force=True)
 
 
+def _matches(operation, patterns):
+    return any(
+        re.search(pattern, operation.name)
+        or pattern in (type(operation).__name__, kind_of(operation))
+        for pattern in patterns
+    )
+
+
 class _Plan:
     """Which tensors are rounded to which range, and what the products become."""
 
-    def __init__(self, graph, weight_bits, keep_float):
+    def __init__(self, graph, weight_bits, rounding, keep_float):
         self.graph = graph
         self.weight_bits = weight_bits
+        self.rounding = rounding
         self.nodes = graph_nodes(graph)
         self.consumers = consumers_of(self.nodes)
         self.outputs = set(map(id, graph.outputs))
@@ -157,12 +177,7 @@ class _Plan:
     def _kept(self, patterns):
         kept = set()
         for pattern in patterns:
-            found = {
-                node.operation
-                for node in self.nodes
-                if re.search(pattern, node.operation.name)
-                or pattern in (type(node.operation).__name__, kind_of(node.operation))
-            }
+            found = {n.operation for n in self.nodes if _matches(n.operation, [pattern])}
             if not found:
                 names = sorted({node.operation.name for node in self.nodes})
                 raise ValueError(
@@ -176,7 +191,7 @@ class _Plan:
         unknown = {
             node.operation.name: kind_of(node.operation)
             for node in self.nodes
-            if node.operation not in self.float and not _has_integers(node.operation)
+            if node.operation not in self.float and not has_integers(node.operation)
         }
         if unknown:
             listed = ", ".join(f"{name} ({kind})" for name, kind in unknown.items())
@@ -198,11 +213,15 @@ class _Plan:
                 self.quantizers[id(y)] = quantizer
                 if kind in AVERAGES:
                     self.learns[id(y)] = False
+        elif kind == "Concatenate" and self._is_of_one_range(node):
+            self.quantizers[id(y)] = self.quantizers[id(node.input_tensors[0])]
+            self.learns[id(y)] = False
         elif not self._is_fused(node):
             self._add(y, node.operation.name, FIXED.get(kind))
 
     def _add(self, tensor, name, fixed=None):
-        quantizer = FakeQuant(fixed is not None, name=f"{name}_range")
+        kind = self.rounding if fixed is None else FakeQuant
+        quantizer = kind(fixed is not None, name=f"{name}_range")
         quantizer.build(tensor.shape)
         if fixed is not None:
             quantizer.set_range(*fixed)
@@ -215,6 +234,8 @@ class _Plan:
         for node in self.nodes:
             if kind_of(node.operation) != "Concatenate" or node.operation in self.float:
                 continue
+            if self._is_of_one_range(node):
+                continue
             common = self.quantizers[id(node.outputs[0])]
             shared = {self.quantizers.get(id(x)) for x in node.input_tensors} - {None}
             for key, quantizer in self.quantizers.items():
@@ -222,6 +243,11 @@ class _Plan:
                     self.quantizers[key] = common
                     if key in self.learns:
                         self.learns[key] = False
+
+    def _is_of_one_range(self, node):
+        """Whether a concatenation puts pieces of one tensor together."""
+        ranges = {self.quantizers.get(id(x)) for x in node.input_tensors}
+        return len(ranges) == 1 and ranges != {None}
 
     def _is_fused(self, node):
         """Whether LiteRT goes on with the output before it rounds."""
@@ -261,8 +287,22 @@ class _Plan:
         for quantizer, (low, high) in zip(quantizers, limits):
             quantizer.set_range(low, high)
 
+    def bound_roots(self) -> None:
+        """The range of a reciprocal root ends at that of its input's first step: numbers below it
+        are zero, and would widen the range without end."""
+        for node in self.nodes:
+            if type(node.operation) is ReciprocalRoot and node.operation not in self.float:
+                least = self._least(node)
+                quantizer = self.quantizers[id(node.outputs[0])]
+                quantizer.set_range(0, min(quantizer.limits()[1], least**-0.5))
+
+    def _least(self, node):
+        return self.quantizers[id(node.input_tensors[0])].scale() / 2
+
     def replace(self, operation: keras.Operation, node) -> Callable | None:
         """What `rebuild` asks."""
+        if type(operation) is ReciprocalRoot and operation not in self.float:
+            return ReciprocalRoot(self._least(node), name=operation.name)
         if operation in self.float and kind_of(operation) in FIXED:
             copy = type(operation).from_config(operation.get_config())
             before = LeaveFloat(name=f"{operation.name}_input")
@@ -288,10 +328,3 @@ class _Plan:
             return new
         quantizer = self.quantizers[id(tensor)]
         return quantizer(new) if learns else quantizer(new, observe=False)
-
-
-def _has_integers(operation):
-    return (
-        type(operation) in (*QUANTIZED, FoldedNorm)
-        or kind_of(operation) in MOVES | AVERAGES | OWN | FIXED.keys()
-    )

@@ -13,6 +13,7 @@ from keras_convnets.layers.fake_quant import (
     QuantConv2D,
     QuantDense,
     QuantDepthwiseConv2D,
+    ReciprocalRoot,
     kernel_scales,
     rounded_kernel,
 )
@@ -50,6 +51,8 @@ class _Form:
             return self._product(operation, node)
         if kind_of(operation) == "Concatenate":
             return self._concatenation(operation, node)
+        if type(operation) is ReciprocalRoot and id(node.input_tensors[0]) in self.ranges:
+            return ReciprocalRoot(name=operation.name)
         return None
 
     def follow(self, tensor, new):
@@ -62,9 +65,9 @@ class _Form:
 
     def _rounding(self, operation):
         if operation not in self.built:
-            layer = FakeQuant.from_config(operation.get_config())
+            layer = FakeQuant(fixed=True, name=operation.name)
             layer.build(())
-            layer.set_weights(operation.get_weights())
+            layer.set_range(*operation.limits())
             self.built[operation] = layer
         return self.built[operation]
 

@@ -52,16 +52,38 @@ class _Mirror:
             "QuantConv2D": _product,
             "QuantDepthwiseConv2D": _product,
             "Add": _add,
+            "Subtract": _subtract,
             "Multiply": _multiply,
+            "Matmul": _matmul,
+            "GlobalAveragePooling1D": _mean,
             "GlobalAveragePooling2D": _mean,
+            "Mean": _mean,
+            "ReciprocalRoot": _root,
             "AveragePooling2D": _pool,
             "hard_silu": _hard_silu,
         }.get(kind_of(operation))
+        if make is _mean and self._keeps_map(operation, node):
+            make = _mean_of_map
         inputs = [self.ranges.get(id(x)) for x in node.input_tensors]
         output = self._rounding(node.outputs[0])
         if make is None or output is None or None in inputs:
             return None
         return make(operation, node, inputs, output)
+
+    def _keeps_map(self, operation, node):
+        """Whether a mean over maps gives maps in LiteRT, also where a reshaped one is meant."""
+        shape = node.input_tensors[0].shape
+        if len(shape) != 4 or _axes(operation, shape) != (1, 2):
+            return False
+        if operation.keepdims:
+            return True
+        (y,) = node.outputs
+        for kind in ("FakeQuant", "Reshape", "FakeQuant"):
+            following = self.consumers.get(id(y), ())
+            if len(following) != 1 or kind_of(following[0].operation) != kind:
+                return False
+            (y,) = following[0].outputs
+        return True
 
     def _rounding(self, tensor):
         """The FakeQuant that a tensor comes to, beyond an activation that is fused and the end of
@@ -98,7 +120,7 @@ def _product(layer, node, inputs, output):
     return multiply
 
 
-def _add(operation, node, inputs, output):
+def _add(operation, node, inputs, output, sign=1):
     if len(inputs) != 2:
         return None
     steps, out = [_step(x) for x in inputs], _step(output)
@@ -108,12 +130,17 @@ def _add(operation, node, inputs, output):
 
     def add(*xs):
         x, y = _integers(xs, steps)
+        y = sign * y
         total = x * coarse[0] + y * coarse[1]
         whole = ops.floor(total)
         rest = total - whole + (x * fine[0] + y * fine[1])
         return (whole + ops.floor(rest + 0.5)) * out
 
     return add
+
+
+def _subtract(operation, node, inputs, output):
+    return _add(operation, node, inputs, output, sign=-1)
 
 
 def _multiply(operation, node, inputs, output):
@@ -129,6 +156,12 @@ def _multiply(operation, node, inputs, output):
     return multiply
 
 
+def _matmul(operation, node, inputs, output):
+    steps, out = [_step(x) for x in inputs], _step(output)
+    rescaled = _rescale(np.array(steps[0] * steps[1] / out), away=True)
+    return lambda *xs: rescaled(ops.matmul(*_integers(xs, steps))) * out
+
+
 def _integers(xs, steps):
     """Of layers that take a list, and of operations that take each as an argument."""
     xs = xs[0] if len(xs) == 1 else xs
@@ -137,20 +170,33 @@ def _integers(xs, steps):
 
 def _mean(operation, node, inputs, output):
     shape = node.input_tensors[0].shape
+    step, out, axes = _step(inputs[0]), _step(output), _axes(operation, shape)
+    values = int(np.prod([shape[axis] for axis in axes]))
+    bits = int(np.log2(values)) - np.frexp(step / out)[1]
+    rescaled = _rescale(np.array(step / out / values), away=True, bits=bits)
+
+    def mean(x, mask=None):
+        return rescaled(ops.sum(ops.round(x / step), axes, keepdims=operation.keepdims)) * out
+
+    return mean
+
+
+def _axes(operation, shape):
+    axes = getattr(operation, "axis", tuple(range(1, len(shape) - 1)))
+    return tuple(sorted(np.ravel(axes).astype(int) % len(shape)))
+
+
+def _mean_of_map(operation, node, inputs, output):
+    """LiteRT adds numbers that have the zero point in them, and takes it away, rounded. It takes
+    channels by sixteens, and those left over by other code."""
+    shape = node.input_tensors[0].shape
     step, out, zero = _step(inputs[0]), _step(output), _zero_point(inputs[0])
-    values = shape[1] * shape[2]
-    if not operation.keepdims:
-        bits = int(np.log2(values)) - np.frexp(step / out)[1]
-        rescaled = _rescale(np.array(step / out / values), away=True, bits=bits)
-        return lambda x: rescaled(ops.sum(ops.round(x / step), axis=(1, 2))) * out
-    # LiteRT adds numbers that have the zero point in them, and takes it away, rounded. It takes
-    # channels by sixteens, and those left over by other code.
     left = np.arange(shape[3]) >= shape[3] // 16 * 16
-    rescaled = _rescale(np.array(step / out / values), left)
+    rescaled = _rescale(np.array(step / out / (shape[1] * shape[2])), left)
     shift = np.trunc(zero * step / out + np.copysign(0.5, zero)).astype("float32")
 
     def mean(x):
-        total = ops.sum(ops.round(x / step) + zero, axis=(1, 2), keepdims=True)
+        total = ops.sum(ops.round(x / step) + zero, axis=(1, 2), keepdims=operation.keepdims)
         return (rescaled(total) - shift) * out
 
     return mean
@@ -202,6 +248,25 @@ def _hard_silu(operation, node, inputs, output):
     values = np.arange(-255, 256)  # whatever the zero point
     table = (hard_swish(values, step, out) * out).astype("float32")
     return lambda x: ops.take(table, ops.cast(ops.round(x / step), "int32") + 255, axis=0)
+
+
+def _root(operation, node, inputs, output):
+    step, out = _step(inputs[0]), _step(output)
+    table = reciprocal_root(np.arange(1, 256), step, out)
+    table = (np.append(255, table) * out).astype("float32")  # the largest value for zero
+    return lambda x: ops.take(table, ops.cast(ops.round(x / step), "int32"), axis=0)
+
+
+def reciprocal_root(values: np.ndarray, step: float, out: float) -> np.ndarray:
+    """LiteRT's RSQRT, which takes roots with 20 bits behind the point.
+
+    Args:
+        values: integers without the zero point, 1 to 255.
+        step, out: the steps of input and output.
+    """
+    mantissa, exponent = np.frexp(1 / (np.sqrt(step) * out * 2**20))
+    roots = np.floor(2**20 / np.sqrt(values) + 0.5)
+    return _divided(np.floor(roots * mantissa + 0.5), -int(exponent))
 
 
 def hard_swish(values: np.ndarray, step: float, out: float) -> np.ndarray:

@@ -5,17 +5,26 @@ from __future__ import annotations
 import gc
 import math
 from collections import Counter
+from collections.abc import Callable
 
 import keras
 import numpy as np
 from keras import layers, ops
 
 from keras_convnets.graph.fold import fold_batchnorm
-from keras_convnets.graph.lower import MOST_TAPS, lower_products, once, open_layer_scale
+from keras_convnets.graph.lower import (
+    MOST_TAPS,
+    affine,
+    is_layer_norm,
+    lower_products,
+    once,
+    open_layer_scale,
+)
 from keras_convnets.graph.reparameterize import reparameterize
 from keras_convnets.graph.rewrite import graph_nodes, leaf_graph, rebuild, rewrite
 from keras_convnets.layers.depthwise import BlurPool2D, DepthwiseConv2D
-from keras_convnets.layers.fake_quant import FakeQuant, FoldedNorm
+from keras_convnets.layers.fake_quant import FakeQuant, FoldedNorm, ReciprocalRoot
+from keras_convnets.layers.leaves import GlobalResponseNorm, SkipInit
 from keras_convnets.layers.rep import norm_affine
 
 # Exact types: a subclass may do something else with its kernel.
@@ -38,6 +47,7 @@ MOVES = {
     "GetItem",
     "GlobalMaxPooling2D",
     "Identity",
+    "Max",
     "MaxPooling2D",
     "Permute",
     "Reshape",
@@ -46,6 +56,7 @@ MOVES = {
     "Split",
     "Squeeze",
     "Swapaxes",
+    "Take",
     "Transpose",
     "ZeroPadding2D",
     "linear",
@@ -66,8 +77,11 @@ OWN = {
     *FUSES,
     *FUSED,
     "Concatenate",
+    "GlobalAveragePooling1D",
     "GlobalAveragePooling2D",
+    "Matmul",
     "Mean",
+    "ReciprocalRoot",
     "elu",
     "gelu",
     "hard_silu",
@@ -100,6 +114,12 @@ def kind_of(operation: keras.Operation) -> str:
     return _OPERATIONS.get(name, name)
 
 
+def has_integers(operation: keras.Operation) -> bool:
+    """Whether LiteRT has an operation of `integer_operators` in integers."""
+    is_product = type(operation) in (layers.Conv2D, layers.Dense, DepthwiseConv2D, FoldedNorm)
+    return is_product or kind_of(operation) in MOVES | AVERAGES | OWN | FIXED.keys()
+
+
 def ranges_of(nodes: list) -> dict[int, FakeQuant]:
     """By the ids of tensors, what they are rounded by, also after operators that only move."""
     ranges = {}
@@ -112,23 +132,35 @@ def ranges_of(nodes: list) -> dict[int, FakeQuant]:
     return ranges
 
 
-def integer_operators(model: keras.Model) -> keras.Model:
+def integer_operators(
+    model: keras.Model, keep: Callable[[keras.Operation], bool] = lambda operation: False
+) -> keras.Model:
     """A flat copy of a model in operators that LiteRT has in integers, as far as there are any.
 
     Parallel branches are merged. A BatchNormalization right after a convolution or dense layer is a
     `FoldedNorm`, all others are folded with their present statistics. Activations stand by
-    themselves; SiLU and hard-sigmoid are sums and products.
+    themselves; SiLU, hard-sigmoid, and normalisations over channels are sums and products.
 
     Args:
         model: as in `graph.lower`; it stays as it is.
+        keep: of an operation, named by its path, whether it is to stay one.
     """
+
+    def opened(opener):
+        def replace(operation, node):
+            if type(operation) not in PRODUCTS and keep(operation):
+                return None
+            return opener(operation, node)
+
+        return lambda model: rewrite(model, once(replace))
+
     for step in (
         reparameterize,
         _keep_norms,
-        _open_scales,
+        opened(lambda operation, node: _open_scale(operation, node) or _open_call(operation, node)),
         fold_batchnorm,
         lower_products,
-        _open_activations,
+        opened(_open),
     ):
         model = step(model)
         gc.collect()  # models are cycles, and each copy has weights of its own
@@ -175,40 +207,98 @@ def _keeps_norm(layer):
     return type(layer) not in DEPTHWISE or math.prod(layer.kernel_size) <= MOST_TAPS
 
 
-def _open_scales(model):
-    return rewrite(model, once(open_layer_scale))
+def _open_scale(operation, node):
+    if type(operation) is GlobalResponseNorm:
+        return _response_norm(operation, node)
+    if is_layer_norm(operation, node):
+        return _layer_norm(operation, node)
+    if type(operation) is SkipInit:
+        channels = node.outputs[0].shape[-1]
+        return affine(operation.name, node, np.full(channels, ops.convert_to_numpy(operation.gain)))
+    return open_layer_scale(operation, node)
 
 
-def _open_activations(model):
-    return rewrite(model, once(_open))
+def _layer_norm(norm, node):
+    """A LayerNormalization. Its epsilon is less than the variance's step."""
+    scaled = affine(norm.name, node, norm.gamma, norm.beta)
+    root = ReciprocalRoot(norm.epsilon, name=f"{norm.name}_root")
+
+    def normalise(x):
+        x = ops.subtract(x, ops.mean(x, axis=-1, keepdims=True))
+        variance = ops.mean(ops.multiply(x, x), axis=-1, keepdims=True)
+        return scaled(ops.multiply(x, root(variance)))
+
+    return normalise
+
+
+def _response_norm(norm, node):
+    """A GlobalResponseNorm by the mean of squares for their sum, which changes no ratio."""
+    scaled = affine(norm.name, node, norm.gamma, norm.beta)
+    roots = [ReciprocalRoot(norm.epsilon, name=f"{norm.name}_root{i}") for i in range(2)]
+
+    def normalise(x):
+        squares = ops.mean(ops.multiply(x, x), axis=(1, 2), keepdims=True)
+        sizes = ops.multiply(squares, roots[0](squares))
+        root = roots[1](ops.mean(sizes, axis=-1, keepdims=True))
+        ratio = ops.multiply(sizes, ops.multiply(root, root))
+        return ops.add(x, scaled(ops.multiply(x, ratio)))
+
+    return normalise
+
+
+def _open_call(operation, node):
+    """A layer without weights by the operations of its call, if all have an integer form."""
+    if (
+        not isinstance(operation, keras.Layer)
+        or type(operation).__module__.startswith("keras.")
+        or operation.variables
+        or has_integers(operation)
+    ):
+        return None
+    inputs = [keras.Input(batch_shape=x.shape, dtype=x.dtype) for x in node.input_tensors]
+    args, kwargs = node.arguments.fill_in({id(x): y for x, y in zip(node.input_tensors, inputs)})
+    try:
+        outputs = operation.call(*args, **kwargs)
+    except Exception:  # of a call that wants numbers, behind a compute_output_shape
+        return None
+    inside = graph_nodes(keras.Model(inputs, outputs))
+    known = all(has_integers(n.operation) or kind_of(n.operation) in _FORMS for n in inside)
+    return operation.call if known else None
 
 
 def _open(operation, node):
     kind, (x, *_) = kind_of(operation), node.input_tensors
     if kind in _FORMS:
         return _FORMS[kind]
-    if type(operation) is layers.BatchNormalization and len(x.shape) == 4:
+    if type(operation) is layers.BatchNormalization and operation.axis in (-1, len(x.shape) - 1):
         return _affine(operation, x.shape)
+    if type(operation) is layers.Average:
+        return lambda xs: ops.multiply(sum(xs[1:], start=xs[0]), 1 / len(xs))
     if type(operation) is BlurPool2D:
         return _blur(operation, x.shape)
     if kind == "GlobalAveragePooling2D" and x.shape[1:3] == (1, 1):
         return lambda x: ops.reshape(x, (-1, *node.outputs[0].shape[1:]))  # a mean of one value
-    if type(operation) not in PRODUCTS:
-        return None
-    product, activation = operation, getattr(operation, "activation", None)
-    if type(operation) is layers.DepthwiseConv2D and operation.depth_multiplier == 1:
-        product = _depthwise(operation, x.shape)
-    elif activation is not keras.activations.linear and activation is not None:
-        product = type(operation).from_config(operation.get_config() | {"activation": None})
-        product.build(x.shape)
-        product.set_weights(operation.get_weights())
-    if product is operation:
-        return None
-    if activation in (None, keras.activations.linear):
+    product, activation = _product(operation, node), getattr(operation, "activation", None)
+    if product is None or activation in (None, keras.activations.linear):
         return product
     after = layers.Activation(activation, name=f"{operation.name}_activation")
     form = _FORMS.get(kind_of(after), after)
     return lambda x: form(product(x))
+
+
+def _product(operation, node):
+    """What stands for a product without its activation, `None` for what can stay."""
+    (x, *_), activation = node.input_tensors, getattr(operation, "activation", None)
+    if type(operation) is layers.DepthwiseConv2D and operation.depth_multiplier == 1:
+        return _depthwise(operation, x.shape)
+    if type(operation) is layers.Conv1D and operation.groups == 1 and operation.padding != "causal":
+        return _in_two_dimensions(operation, node)
+    if type(operation) not in PRODUCTS or activation in (None, keras.activations.linear):
+        return None
+    product = type(operation).from_config(operation.get_config() | {"activation": None})
+    product.build(x.shape)
+    product.set_weights(operation.get_weights())
+    return product
 
 
 def _hard_sigmoid(x):
@@ -226,10 +316,41 @@ _FORMS = {
 def _affine(norm, shape):
     """A BatchNormalization as a depthwise convolution, which LiteRT fuses an activation with."""
     scale, shift = norm_affine(norm)
+    positions = shape[1:3] if len(shape) == 4 else (math.prod(shape[1:-1]), 1)
     product = DepthwiseConv2D(1, name=norm.name)
-    product.build(shape)
+    product.build((None, *positions, shape[-1]))
     product.set_weights([scale[None, None, :, None], shift])
-    return lambda x, mask=None: product(x)
+    if len(shape) == 4:
+        return lambda x, mask=None: product(x)
+
+    def multiply(x, mask=None):
+        y = product(ops.reshape(x, (-1, *positions, shape[-1])))
+        return ops.reshape(y, (-1, *shape[1:]))
+
+    return multiply
+
+
+def _in_two_dimensions(layer, node):
+    """A one-dimensional convolution as one over a map of one row."""
+    product = layers.Conv2D(
+        layer.filters,
+        (1, *layer.kernel_size),
+        (1, *layer.strides),
+        layer.padding,
+        dilation_rate=(1, *layer.dilation_rate),
+        use_bias=layer.use_bias,
+        name=layer.name,
+    )
+    _, length, channels = node.input_tensors[0].shape
+    product.build((None, 1, length, channels))
+    kernel, *bias = layer.get_weights()
+    product.set_weights([kernel[None], *bias])
+
+    def convolve(x):
+        y = product(ops.reshape(x, (-1, 1, length, channels)))
+        return ops.reshape(y, (-1, *node.outputs[0].shape[1:]))
+
+    return convolve
 
 
 def _blur(blur, shape):

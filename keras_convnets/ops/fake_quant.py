@@ -1,0 +1,40 @@
+"""Rounding to a few values at equal distances, passed straight through by the gradient."""
+
+from __future__ import annotations
+
+import keras
+from keras import ops
+from keras.quantizers import fake_quant_with_min_max_vars
+
+
+def fake_quant(
+    x, minimum, maximum, bits: int = 8, narrow_range: bool = False, per_channel: bool = False
+):
+    """x rounded to one of 2**bits values from `minimum` to `maximum`, zero among them: the values
+    of `keras.quantizers.fake_quant_with_min_max_vars`, and its gradient of `x`.
+
+    Args:
+        x: tensor of any shape; `(..., channels)` with `per_channel`.
+        minimum, maximum: constants on both sides of zero, one of them may be zero; `(channels,)`
+            with `per_channel`.
+        bits: 2 to 16.
+        narrow_range: leave the lowest value out.
+        per_channel: each channel has its own edges.
+    """
+    if keras.backend.backend() == "torch":
+        from keras_convnets.ops import _fake_quant_torch
+
+        x, minimum, maximum = map(ops.convert_to_tensor, (x, minimum, maximum))
+        return _fake_quant_torch.fake_quant(x, minimum, maximum, bits, narrow_range)
+    axis = -1 if per_channel else None
+    return fake_quant_with_min_max_vars(x, minimum, maximum, bits, narrow_range, axis)
+
+
+def extremes(x) -> tuple:
+    """Smallest and largest of a tensor's values and zero, float32, without gradients."""
+    if keras.backend.backend() == "torch":
+        lowest, highest = x.detach().aminmax()  # in one pass
+        return lowest.float().clamp(max=0), highest.float().clamp(min=0)
+    x = ops.stop_gradient(x)
+    lowest, highest = ops.cast(ops.min(x), "float32"), ops.cast(ops.max(x), "float32")
+    return ops.minimum(lowest, 0.0), ops.maximum(highest, 0.0)
