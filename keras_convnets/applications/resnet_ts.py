@@ -52,17 +52,18 @@ VARIANTS = {
         depths=(1, 2, 1, 1),
         widths=(64, 64, 64, 64),
         stem=(8, 16, 16),
+        reductions=(4, 4, 1, 4),  # global context normalises over an eighth of the channels
         group_widths=(8, 8, 8, 8),
         pooled=True,
         attention=("se", "eca", "gc", None),
-        final_width=48,
+        final_width=40,
     ),
     "resnet_q_test": dict(
-        depths=(1, 1, 2, 1),
-        widths=(32, 64, 64, 32),
+        depths=(1, 1, 1, 1),
+        widths=(32, 64, 64, 48),
         reductions=(1, 4, 4, 1),
         group_widths=(None, None, 8, 1),
-        stem=(8, 8, 16, 16),
+        stem=(16, 16, 16, 16),
         linear=2,
         edge=True,
         convolutions=2,
@@ -217,8 +218,9 @@ def resnet_ts(
             x = ConvNormAct(width, 3, strides, activation, name=f"stem{i}")(x)
     if pooled:
         yield x
-        # Of a window the border repeats what is in it; zeros would exceed SiLU's negative values.
-        x = ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+        # The border repeats what is in the window; zeros would exceed SiLU's negative values.
+        x = ops.concatenate([x[:, :1], x, x[:, -1:]], axis=1)
+        x = ops.concatenate([x[:, :, :1], x, x[:, :, -1:]], axis=2)
         x = keras.layers.MaxPooling2D(3, 2, name="stem_pool")(x)
     rates = stochastic_depth(drop_path_rate, depths)
     names = attention if isinstance(attention, tuple) else (attention,) * len(depths)

@@ -16,12 +16,12 @@ def small(blocks, **arguments):
 
 
 def resnet_ts_test():
-    stages = zip((1, 2, 1, 1), (1, 2, 2, 2), ("se", "eca", "gca", ""))
+    stages = zip((1, 2, 1, 1), (1, 2, 2, 2), (0.25, 0.25, 1.0, 0.25), ("se", "eca", "gca", ""))
     blocks = [
-        dict(type="bottle", d=depth, c=64, s=strides, gs=8, br=0.25, attn_layer=attention)
-        for depth, strides, attention in stages
+        dict(type="bottle", d=depth, c=64, s=strides, gs=8, br=share, attn_layer=attention)
+        for depth, strides, share, attention in stages
     ]
-    return small(blocks, stem_chs=(8, 16, 16), stem_pool="maxpool", num_features=48)
+    return small(blocks, stem_chs=(8, 16, 16), stem_pool="maxpool", num_features=40)
 
 
 def resnet_q_test():
@@ -30,13 +30,13 @@ def resnet_q_test():
     blocks = [
         dict(type="edge", d=1, c=32, s=1, gs=0, br=1.0, block_kwargs={}),
         dict(type="bottle", d=1, c=64, s=2, gs=0, br=0.25),
-        dict(type="bottle", d=2, c=64, s=2, gs=8, br=0.25),
-        dict(type="bottle", d=1, c=32, s=2, gs=1, br=1.0),
+        dict(type="bottle", d=1, c=64, s=2, gs=8, br=0.25),
+        dict(type="bottle", d=1, c=48, s=2, gs=1, br=1.0),
     ]
     extra = {"extra_conv": True}
-    module = small(blocks, stem_chs=(8, 8, 16, 16), stem_pool="", block_kwargs=extra)
-    module.stem.conv1 = create_conv2d(3, 8, kernel_size=3, stride=2)
-    module.stem.conv2 = create_conv2d(8, 8, kernel_size=3)
+    module = small(blocks, stem_chs=(16, 16, 16, 16), stem_pool="", block_kwargs=extra)
+    module.stem.conv1 = create_conv2d(3, 16, kernel_size=3, stride=2)
+    module.stem.conv2 = create_conv2d(16, 16, kernel_size=3)
     return module
 
 
