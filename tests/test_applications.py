@@ -33,7 +33,7 @@ def test_the_signature_is_that_of_keras_applications():
     theirs = list(inspect.signature(keras.applications.ResNet50).parameters)
     assert ours[: len(theirs)] == theirs
     assert ours[len(theirs) :] == ["features", "out_indices", "dropout_rate", "drop_path_rate"]
-    assert "drop_path_rate" not in inspect.signature(applications.ResNet50).parameters
+    assert "drop_path_rate" not in inspect.signature(applications.VGG16).parameters
     weights = inspect.signature(applications.ConvNeXtTiny).parameters["weights"]
     assert weights.default == "imagenet"
 
