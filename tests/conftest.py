@@ -13,6 +13,8 @@ os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 # PyTorch's builds for CUDA bring triton, whose LLVM crashes a process that has TensorFlow's too.
 # PyTorch looks for it and does without, and so do these tests.
 sys.modules["triton"] = None
+# Models and graphs are many objects in few cycles: looking for those took a tenth of the time.
+gc.set_threshold(20_000, 20, 100)
 
 
 @pytest.fixture(autouse=True)
