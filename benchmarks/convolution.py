@@ -19,10 +19,8 @@ but there the plain im2col does as well as Im2win or better, and elsewhere both 
 from __future__ import annotations
 
 import argparse
-import csv
 import functools
 import json
-import os
 
 from benchmarks import operators
 from benchmarks import ops as depthwise
@@ -141,12 +139,7 @@ def compare(backend):
 
 def write_comparison(platforms):
     rows = list(depthwise.run_children("compare", platforms, "convolution", operators.THREADS))
-    path = RESULTS / "convolution.csv"
-    with path.with_suffix(".tmp").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(path.with_suffix(".tmp"), path)
+    depthwise.write_rows(RESULTS / "convolution.csv", rows)
     depthwise.replace(RESULTS / "convolution.md", markdown(rows))
     print(markdown(rows))
 

@@ -13,7 +13,6 @@ shares the machine, two wait for each other.
 from __future__ import annotations
 
 import argparse
-import csv
 import ctypes
 import json
 import math
@@ -330,12 +329,7 @@ def write_dispatch(platforms):
 
 def write_comparison(platforms):
     rows = list(depthwise.run_children("compare", platforms, "operators", THREADS))
-    path = RESULTS / "operators.csv"
-    with path.with_suffix(".tmp").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(path.with_suffix(".tmp"), path)
+    depthwise.write_rows(RESULTS / "operators.csv", rows)
     depthwise.replace(RESULTS / "operators.md", markdown(rows))
     plot(rows, RESULTS / "operators.png")
     print(markdown(rows))

@@ -311,10 +311,7 @@ def json_by_row(table):
 def write_comparison(platforms):
     rows = list(run_children("compare", platforms))
     RESULTS.mkdir(exist_ok=True)
-    with (RESULTS / "ops_depthwise.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(RESULTS / "ops_depthwise.csv", rows)
     replace(RESULTS / "ops_depthwise.md", markdown(rows))
     plot(rows, RESULTS / "ops_depthwise.png")
     print(markdown(rows))
@@ -401,6 +398,14 @@ def plot(rows, path):
     temporary = path.with_suffix(".tmp.png")
     figure.savefig(temporary, dpi=110)
     os.replace(temporary, path)
+
+
+def write_rows(path, rows):
+    with path.with_suffix(".tmp").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(path.with_suffix(".tmp"), path)
 
 
 def replace(path, text):

@@ -10,19 +10,13 @@ from __future__ import annotations
 
 import math
 
-import keras
-
 from keras_convnets.applications.base import application, image_functions
 from keras_convnets.layers import (
-    Block,
-    CondConv2D,
+    CondInvertedResidual,
     ConvNormAct,
     ConvResidual,
-    DropPath,
-    ExpertRouting,
     FusedInvertedResidual,
     InvertedResidual,
-    SqueezeExcite,
     make_divisible,
 )
 from keras_convnets.layers.initializers import FAN_OUT_UNIFORM
@@ -200,86 +194,6 @@ KEYS = [
     (r"^conv_head/norm", "bn2"),
     (r"^head$", "classifier"),
 ]
-
-
-@keras.saving.register_keras_serializable("keras_convnets")
-class CondConvNormAct(Block):
-    """`CondConv2D`, BatchNorm and activation.
-
-    Input: a list of (batch, height, width, channels) and the weights of the experts, (batch,
-    experts). Output: (batch, ceil(height / strides), ceil(width / strides), filters). Arguments as
-    in `CondConv2D` and `ConvNormAct`.
-    """
-
-    def __init__(
-        self,
-        filters: int,
-        experts: int,
-        kernel_size: int = 1,
-        strides: int = 1,
-        activation: str | None = None,
-        groups: int = 1,
-        padding: str = "symmetric",
-        epsilon: float = 1e-5,
-        **kwargs,
-    ):
-        super().__init__(**kwargs)
-        zeros = kernel_size // 2 if padding == "symmetric" else padding
-        self.conv = CondConv2D(filters, kernel_size, strides, zeros, groups=groups, experts=experts)
-        self.norm = keras.layers.BatchNormalization(momentum=0.9, epsilon=epsilon)
-        self.activation = keras.layers.Activation(activation) if activation else None
-
-    def call(self, inputs):
-        x = self.norm(self.conv(inputs))
-        return self.activation(x) if self.activation else x
-
-
-@keras.saving.register_keras_serializable("keras_convnets")
-class CondInvertedResidual(Block):
-    """`InvertedResidual` whose three convolutions are `CondConv2D`s, with one routing for all.
-
-    Shapes and arguments as there. `experts`: how many kernels are mixed.
-    """
-
-    def __init__(
-        self,
-        width: int,
-        expanded: int,
-        experts: int,
-        kernel_size: int = 3,
-        strides: int = 1,
-        activation: str = "silu",
-        squeeze: int = 0,
-        skip: bool = False,
-        drop_path: float = 0.0,
-        padding: str = "symmetric",
-        epsilon: float = 1e-5,
-        **kwargs,
-    ):
-        super().__init__(**kwargs)
-        self.skip = skip
-        convention = dict(experts=experts, epsilon=epsilon)
-        self.routing = ExpertRouting(experts)
-        self.expand = CondConvNormAct(expanded, activation=activation, **convention)
-        self.depthwise = CondConvNormAct(
-            expanded,
-            kernel_size=kernel_size,
-            strides=strides,
-            activation=activation,
-            groups=expanded,
-            padding=padding,
-            **convention,
-        )
-        self.squeeze = SqueezeExcite(expanded, squeeze, activation) if squeeze else None
-        self.project = CondConvNormAct(width, **convention)
-        self.drop_path = DropPath(drop_path) if skip else None
-
-    def call(self, x):
-        weights = self.routing(x)
-        y = self.depthwise([self.expand([x, weights]), weights])
-        y = self.squeeze(y) if self.squeeze else y
-        y = self.project([y, weights])
-        return x + self.drop_path(y) if self.skip else y
 
 
 @family(VARIANTS, WEIGHTS, KEYS, head_initializer=FAN_OUT_UNIFORM)

@@ -7,12 +7,14 @@ The mobile network is that of keras.applications, but for zeros around its max p
 
 from __future__ import annotations
 
+import functools
+
 import keras
 import numpy as np
 from keras import ops
 
 from keras_convnets.applications.base import application, image_functions
-from keras_convnets.layers import Block, ConvNormAct, DepthwiseConv2D
+from keras_convnets.layers import Block, ConvNormAct, DepthwiseConv2D, batch_norm, convolution
 from keras_convnets.layers.initializers import FAN_OUT_UNIFORM, TORCH_UNIFORM
 from keras_convnets.ops import depthwise_conv2d
 from keras_convnets.registry import Checkpoint, family
@@ -66,12 +68,8 @@ CELLS = {
 CONCATENATED = {"normal": ("p", 0, 1, 2, 3, 4), "reduction": (1, 2, 3, 4)}
 
 
-def pointwise(filters):
-    return keras.layers.Conv2D(filters, 1, use_bias=False, kernel_initializer=TORCH_UNIFORM)
-
-
-def batch_norm():
-    return keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-3)
+pointwise = functools.partial(convolution, kernel_initializer=TORCH_UNIFORM)
+batch_norm = functools.partial(batch_norm, epsilon=1e-3)
 
 
 @keras.saving.register_keras_serializable("keras_convnets")

@@ -6,7 +6,7 @@ from keras_convnets.layers.channel_attention import (
     EffectiveSqueezeExcite,
     EfficientChannelAttention,
 )
-from keras_convnets.layers.condconv import CondConv2D, ExpertRouting
+from keras_convnets.layers.condconv import CondConv2D, CondInvertedResidual, ExpertRouting
 from keras_convnets.layers.context_attention import (
     CBAM,
     EfficientLocalAttention,
@@ -67,6 +67,7 @@ __all__ = [
     "CBAM",
     "ComplexConv2D",
     "CondConv2D",
+    "CondInvertedResidual",
     "ConvNormAct",
     "ConvResidual",
     "DCLSConv1D",
