@@ -71,7 +71,8 @@ def derive(name: str) -> Entry:
 
 def build(name: str) -> ConvNet:
     """A model with its classifier at the size that it is counted at, without memory."""
-    from keras_convnets.applications.base import DEFAULT_SIZE, create_model, without_allocation
+    from keras_convnets.applications.base import DEFAULT_SIZE, create_model
+    from keras_convnets.graph.rewrite import without_allocation
     from keras_convnets.registry import find_family
 
     rows = find_family(name).rows(name).values()
@@ -82,9 +83,9 @@ def build(name: str) -> ConvNet:
 
 def entry_of(model: ConvNet) -> Entry:
     """The entry of a model from `build`."""
-    from keras_convnets.applications.base import create_model, without_allocation
+    from keras_convnets.applications.base import create_model
     from keras_convnets.graph import count, targets
-    from keras_convnets.graph.rewrite import leaf_graph
+    from keras_convnets.graph.rewrite import leaf_graph, without_allocation
     from keras_convnets.registry import find_family
 
     name = model.variant

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import keras
-from keras.src.backend.common import global_state
 
 from keras_convnets import catalog
 from keras_convnets.graph.count import count
+from keras_convnets.graph.rewrite import without_allocation
 from keras_convnets.labels import decode_predictions
 from keras_convnets.registry import Checkpoint, Family, find_family
 
@@ -407,17 +406,6 @@ def image_functions(weights: Mapping[str, Checkpoint]) -> tuple[Callable, Callab
         return preprocessing.preprocess_input(images, weights[key])
 
     return preprocess_input, decode_predictions
-
-
-@contextlib.contextmanager
-def without_allocation() -> Iterator[None]:
-    """Models built inside have shapes and names but no memory: for counting and listing keys."""
-    pending = list(global_state.get_global_attribute("uninitialized_variables", []))
-    try:
-        with keras.StatelessScope(initialize_variables=False):
-            yield
-    finally:
-        global_state.set_global_attribute("uninitialized_variables", pending)
 
 
 @dataclass(frozen=True)

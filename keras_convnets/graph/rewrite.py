@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import keras
 import numpy as np
+from keras.src.backend.common import global_state
 
 
 def is_compound(operation: keras.Operation) -> bool:
@@ -81,13 +82,27 @@ def rebuild(
             return replacement
         if operation not in copies:
             copies[operation] = type(operation).from_config(operation.get_config())
-        return copies[operation]
+        return without_allocation()(copies[operation])
 
     rebuilt = _rerun(graph, choose, follow)
     for operation, copy in copies.items():
         for target, source in zip(getattr(copy, "weights", ()), getattr(operation, "weights", ())):
-            target.assign(np.array(source))  # a copy: JAX would share the buffer
+            # A copy: JAX would share the buffer.
+            target._initialize(target._convert_to_tensor(np.array(source), target.dtype))
+            target._initializer = None
     return rebuilt
+
+
+@contextlib.contextmanager
+def without_allocation() -> Iterator[None]:
+    """Layers built inside have shapes and names but no memory: for counting, for listing keys, and
+    for variables that get their values from elsewhere."""
+    pending = list(global_state.get_global_attribute("uninitialized_variables", []))
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            yield
+    finally:
+        global_state.set_global_attribute("uninitialized_variables", pending)
 
 
 def _rerun(graph, choose, follow=lambda tensor, new: new):

@@ -31,15 +31,23 @@ class Block(keras.layers.Layer):
 
     def _adopt(self, name, layer):
         layer.name = name
+        default = keras.config.dtype_policy()
+        if self.dtype_policy == default:
+            return
         for sublayer in layer._flatten_layers():
-            if sublayer.dtype_policy == keras.config.dtype_policy():
+            if sublayer.dtype_policy == default:
                 sublayer.dtype_policy = self.dtype_policy
 
     def build(self, input_shape):
-        self.call(self._symbolic(input_shape))
+        inputs = self._symbolic(input_shape)
+        # Past `__setattr__`: Keras and TensorFlow would track what is only remembered.
+        self.__dict__["_inferred"] = (inputs, self.call(inputs))
 
     def compute_output_spec(self, inputs, **kwargs):
-        return self.call(inputs)
+        # Keras asks right after `build`, so that without this each level of blocks would be run
+        # once more for each level around it.
+        built_with, outputs = self.__dict__.pop("_inferred", (None, None))
+        return outputs if _alike(built_with, inputs) else self.call(inputs)
 
     def compute_output_shape(self, input_shape):
         return self.call(self._symbolic(input_shape)).shape
@@ -48,3 +56,8 @@ class Block(keras.layers.Layer):
         if shape and isinstance(shape[0], (list, tuple)):
             return [self._symbolic(s) for s in shape]
         return keras.KerasTensor(shape, dtype=self.compute_dtype)
+
+
+def _alike(a, b):
+    specs = [[(x.shape, x.dtype) for x in keras.tree.flatten(y)] for y in (a, b) if y is not None]
+    return len(specs) == 2 and specs[0] == specs[1]

@@ -160,7 +160,8 @@ def _family(model):
 @functools.lru_cache(maxsize=256)
 def published_names(variant: str) -> frozenset[str]:
     """Published names of all variables of a variant, its classifier included."""
-    from keras_convnets.applications.base import create_model, without_allocation
+    from keras_convnets.applications.base import create_model
+    from keras_convnets.graph.rewrite import without_allocation
 
     with without_allocation():
         return frozenset(slots(create_model(variant, weights=None)))
@@ -222,7 +223,8 @@ def count_classes(row: Family, state: Mapping[str, np.ndarray]) -> int | None:
 
 def verify(variant: str, state: Mapping[str, np.ndarray]) -> None:
     """Raises `ValueError` unless a state dict fits a variant, with its own classifier or none."""
-    from keras_convnets.applications.base import create_model, without_allocation
+    from keras_convnets.applications.base import create_model
+    from keras_convnets.graph.rewrite import without_allocation
 
     classes = count_classes(find_family(variant), state)
     top = {"classes": classes} if classes else {"include_top": False}

@@ -3,7 +3,7 @@
 import pytest
 
 from keras_convnets import create_model
-from keras_convnets.applications.base import without_allocation
+from keras_convnets.graph.rewrite import without_allocation
 from keras_convnets.testing.conformance import FamilyTests
 from keras_convnets.testing.reference import Timm, import_timm
 

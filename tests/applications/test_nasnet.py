@@ -7,8 +7,9 @@ import keras
 import numpy as np
 
 from keras_convnets import create_model
-from keras_convnets.applications.base import ConvNet, without_allocation
+from keras_convnets.applications.base import ConvNet
 from keras_convnets.applications.nasnet import nasnet as taps_of
+from keras_convnets.graph.rewrite import without_allocation
 from keras_convnets.testing.conformance import FamilyTests, assert_close, images, run
 from keras_convnets.testing.reference import Timm
 from keras_convnets.testing.seeded import seeded_state

@@ -6,7 +6,7 @@ import keras
 import pytest
 
 from keras_convnets import create_model
-from keras_convnets.applications.base import without_allocation
+from keras_convnets.graph.rewrite import without_allocation
 from keras_convnets.testing.conformance import FamilyTests
 from keras_convnets.testing.reference import Timm, import_timm
 
@@ -134,6 +134,10 @@ class TestResNetAttention(FamilyTests):
         **{f"{name}_resnet50": partial(timm_resnet, name) for name in PAPERS},
     )
     parity_variant = "seresnext26t_32x4d"
+
+    @pytest.mark.optimised
+    def test_every_trainable_variable_has_a_finite_gradient_that_is_not_zero(self):
+        super().test_every_trainable_variable_has_a_finite_gradient_that_is_not_zero()
 
     @pytest.mark.parametrize(
         "variant, added",

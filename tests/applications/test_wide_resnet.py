@@ -5,9 +5,9 @@ from functools import partial
 import pytest
 
 from keras_convnets import create_model
-from keras_convnets.applications.base import without_allocation
 from keras_convnets.applications.wide_resnet import VARIANTS, WEIGHTS
 from keras_convnets.graph import count
+from keras_convnets.graph.rewrite import without_allocation
 from keras_convnets.testing.conformance import FamilyTests
 from keras_convnets.testing.reference import Timm
 
