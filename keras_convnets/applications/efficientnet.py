@@ -35,43 +35,30 @@ B = (
     ("inverted", 1, 3, 1, 6, 320, True),
 )
 LITE = dict(rows=tuple((*row[:-1], False) for row in B), activation="relu6", scale_ends=False)
+# Factors of the paper: of width and of depth. The Lite networks have those of B0 to B4.
+SCALES = {
+    "b0": dict(alpha=1.0, depth=1.0),
+    "b1": dict(alpha=1.0, depth=1.1),
+    "b2": dict(alpha=1.1, depth=1.2),
+    "b3": dict(alpha=1.2, depth=1.4),
+    "b4": dict(alpha=1.4, depth=1.8),
+    "b5": dict(alpha=1.6, depth=2.2),
+    "b6": dict(alpha=1.8, depth=2.6),
+    "b7": dict(alpha=2.0, depth=3.1),
+    "b8": dict(alpha=2.2, depth=3.6),
+    "l2": dict(alpha=4.3, depth=5.3),
+}
+SYMMETRIC = {f"efficientnet_{name}": dict(rows=B, **scale) for name, scale in SCALES.items()}
+SYMMETRIC |= {f"efficientnet_lite{i}": dict(**LITE, **SCALES[f"b{i}"]) for i in range(5)}
 CC = tuple(("cond" if index > 3 else "inverted", *row[1:]) for index, row in enumerate(B))
 TENSORFLOW = dict(padding="same", epsilon=1e-3)
 
 VARIANTS = {
-    "efficientnet_b0": dict(rows=B),
-    "efficientnet_b1": dict(rows=B, depth=1.1),
-    "efficientnet_b2": dict(rows=B, alpha=1.1, depth=1.2),
-    "efficientnet_b3": dict(rows=B, alpha=1.2, depth=1.4),
-    "efficientnet_b4": dict(rows=B, alpha=1.4, depth=1.8),
-    "efficientnet_b5": dict(rows=B, alpha=1.6, depth=2.2),
-    "efficientnet_b6": dict(rows=B, alpha=1.8, depth=2.6),
-    "efficientnet_b7": dict(rows=B, alpha=2.0, depth=3.1),
-    "efficientnet_b8": dict(rows=B, alpha=2.2, depth=3.6),
-    "efficientnet_l2": dict(rows=B, alpha=4.3, depth=5.3),
-    "efficientnet_lite0": dict(**LITE),
-    "efficientnet_lite1": dict(**LITE, depth=1.1),
-    "efficientnet_lite2": dict(**LITE, alpha=1.1, depth=1.2),
-    "efficientnet_lite3": dict(**LITE, alpha=1.2, depth=1.4),
-    "efficientnet_lite4": dict(**LITE, alpha=1.4, depth=1.8),
-    "tf_efficientnet_b0": dict(rows=B, **TENSORFLOW),
-    "tf_efficientnet_b1": dict(rows=B, depth=1.1, **TENSORFLOW),
-    "tf_efficientnet_b2": dict(rows=B, alpha=1.1, depth=1.2, **TENSORFLOW),
-    "tf_efficientnet_b3": dict(rows=B, alpha=1.2, depth=1.4, **TENSORFLOW),
-    "tf_efficientnet_b4": dict(rows=B, alpha=1.4, depth=1.8, **TENSORFLOW),
-    "tf_efficientnet_b5": dict(rows=B, alpha=1.6, depth=2.2, **TENSORFLOW),
-    "tf_efficientnet_b6": dict(rows=B, alpha=1.8, depth=2.6, **TENSORFLOW),
-    "tf_efficientnet_b7": dict(rows=B, alpha=2.0, depth=3.1, **TENSORFLOW),
-    "tf_efficientnet_b8": dict(rows=B, alpha=2.2, depth=3.6, **TENSORFLOW),
-    "tf_efficientnet_l2": dict(rows=B, alpha=4.3, depth=5.3, **TENSORFLOW),
+    **SYMMETRIC,
+    **{f"tf_{name}": dict(**variant, **TENSORFLOW) for name, variant in SYMMETRIC.items()},
     "tf_efficientnet_cc_b0_4e": dict(rows=CC, experts=4, **TENSORFLOW),
     "tf_efficientnet_cc_b0_8e": dict(rows=CC, experts=8, **TENSORFLOW),
-    "tf_efficientnet_cc_b1_8e": dict(rows=CC, experts=8, depth=1.1, **TENSORFLOW),
-    "tf_efficientnet_lite0": dict(**LITE, **TENSORFLOW),
-    "tf_efficientnet_lite1": dict(**LITE, depth=1.1, **TENSORFLOW),
-    "tf_efficientnet_lite2": dict(**LITE, alpha=1.1, depth=1.2, **TENSORFLOW),
-    "tf_efficientnet_lite3": dict(**LITE, alpha=1.2, depth=1.4, **TENSORFLOW),
-    "tf_efficientnet_lite4": dict(**LITE, alpha=1.4, depth=1.8, **TENSORFLOW),
+    "tf_efficientnet_cc_b1_8e": dict(rows=CC, experts=8, **SCALES["b1"], **TENSORFLOW),
     "efficientnet_test": dict(
         rows=(
             ("inverted", 1, 3, 1, 1, 16, True),
