@@ -137,6 +137,21 @@ def test_softmax_survives_int8(int8_file):
 
 
 @converts_itself
+def test_a_small_branch_keeps_its_own_range_beside_the_sum(tmp_path):
+    """TensorFlow's own calibration gives it that of the sum, and with it one step in twenty."""
+    x, image = images(8), keras.Input(SHAPE)
+    large = keras.layers.Conv2D(4, 3)(image)
+    few = keras.initializers.RandomNormal(stddev=0.01)
+    small = keras.layers.Conv2D(4, 3, padding="same", kernel_initializer=few)(large)
+    model = keras.Model(image, keras.layers.Conv2D(8, 3)(keras.layers.Add()([large, small])))
+    file = LiteRTFile(export_litert(model, tmp_path / "sum.tflite", "int8", x))
+    (add,) = (step for step in file.steps if step.kind == "ADD")
+    steps = [file.tensors[index].scales[0] for index in add.inputs]
+    ranges = [np.ptp(branch) for branch in keras.Model(image, [large, small]).predict(x)]
+    np.testing.assert_allclose(sorted(steps), np.sort(ranges) / 255, rtol=0.02)
+
+
+@converts_itself
 @pytest.mark.parametrize("form, bytes_per_weight", [("float16", 2), ("dynamic", 1)])
 def test_smaller_weights(form, bytes_per_weight, tmp_path):
     model, x = model_of("mobilenetv2_test"), images(8)

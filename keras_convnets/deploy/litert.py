@@ -23,7 +23,7 @@ from keras_convnets.deploy.metadata import (
     metadata_of,
     normalisation_of,
 )
-from keras_convnets.deploy.recipes import INPUT, quantize_file, runs_in_integers
+from keras_convnets.deploy.recipes import quantize_file, quantize_throughout, runs_in_integers
 from keras_convnets.deploy.runner import INSTALL, LiteRTModel
 from keras_convnets.graph import lower
 from keras_convnets.layers.condconv import CondConv2D
@@ -238,7 +238,7 @@ def convert(model, forms, calibration, metadata, integer_only) -> list[bytes | V
             if form == "int8" and (integer_only or runs_in_integers(floats())):
                 # The only integers that MediaPipe takes are uint8.
                 ends = "uint8" if metadata else "int8"
-                return run_converter(_of_integers(folder, images, ends), model.name)
+                return quantize_throughout(floats(), images, ends)
             return quantize_file(floats(), form, images)
 
         contents = []
@@ -267,17 +267,6 @@ def _of_small_weights(folder, form):
     return converter
 
 
-def _of_integers(folder, images, ends):
-    import tensorflow as tf
-
-    converter = converter_of(folder)
-    converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.representative_dataset = lambda: ([image[None]] for image in images)
-    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-    converter.inference_input_type = converter.inference_output_type = getattr(tf, ends)
-    return converter
-
-
 def save_static(lowered, normalise, folder):
     """A SavedModel of static shape: the route that keeps the graph clean, and that takes a third of
     the memory of a frozen function."""
@@ -287,7 +276,7 @@ def save_static(lowered, normalise, folder):
         outputs = lowered(normalise(image) if normalise else image, training=False)
         return {f"output{i}": y for i, y in enumerate(keras.tree.flatten(outputs))}
 
-    spec = tf.TensorSpec((1, *lowered.inputs[0].shape[1:]), "float32", name=INPUT)
+    spec = tf.TensorSpec((1, *lowered.inputs[0].shape[1:]), "float32", name="image")
     module = tf.Module()
     module.variables_of_layers = [variable.value for variable in lowered.variables]
     module.serve = tf.function(serve, autograph=False, input_signature=[spec])

@@ -1,5 +1,5 @@
-"""Forms of a .tflite file that the converter does not make: by ai-edge-quantizer, operator by
-operator."""
+"""Quantized forms of a .tflite file: in integers throughout by TensorFlow's quantizer, others by
+ai-edge-quantizer, operator by operator."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import numpy as np
 from keras_convnets.deploy.inspect import LiteRTFile
 from keras_convnets.quiet import silenced_stderr
 
-SIGNATURE, INPUT = "serving_default", "image"
 PRODUCTS = ("CONV_2D", "FULLY_CONNECTED")
 # What XNNPACK runs in int8, or a look-up table does.
 INT8_OPERATORS = {
@@ -84,7 +83,7 @@ def quantize_file(content: bytes, form: str, images: np.ndarray | None) -> bytes
     """A quantized .tflite file from one in float32.
 
     Args:
-        content: of a file with one input, named `INPUT` in its signature.
+        content: of a file with one input.
         form: `"int8"` or `"int16x8"`, of convolutions and dense layers only if the file has other
             operators than `INT8_OPERATORS` and `FLOAT_OPERATORS`; or `"int4"`, of their weights.
         images: what the input takes, `(count, height, width, channels)`; for `"int4"` not used.
@@ -92,7 +91,6 @@ def quantize_file(content: bytes, form: str, images: np.ndarray | None) -> bytes
     Raises:
         ImportError: if ai-edge-quantizer is not installed.
     """
-    from ai_edge_quantizer.calibrator import Calibrator
     from ai_edge_quantizer.quantizer import Quantizer
     from ai_edge_quantizer.recipe_manager import RecipeManager
 
@@ -103,20 +101,82 @@ def quantize_file(content: bytes, form: str, images: np.ndarray | None) -> bytes
         else:
             recipe.add_static_config(".*", operator, ACTIVATION_BITS[form], weight_num_bits=8)
     with silenced_stderr(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about the memory of a calibration
-        ranges = None
-        if form in ACTIVATION_BITS:
-            # By itself it takes moving averages, which cut the extremes off.
-            calibrator = Calibrator(content, qsv_update_func=_widest)
-            calibrator.calibrate({SIGNATURE: [{INPUT: image[None]} for image in images]}, recipe)
-            ranges = calibrator.get_model_qsvs()
+        warnings.simplefilter("ignore")
         quantizer = Quantizer(content, recipe.get_quantization_recipe())
+        ranges = _named_ranges(content, images) if form in ACTIVATION_BITS else None
         result = quantizer.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
     return bytes(result.quantized_model)
 
 
-def _widest(ranges, others):
+def quantize_throughout(content: bytes, images: np.ndarray, ends: str) -> bytes:
+    """A .tflite file in int8 throughout from one in float32.
+
+    Args:
+        content: of the file, with one input.
+        images: what the input takes, `(count, height, width, channels)`.
+        ends: type of its input and outputs, `"int8"` or `"uint8"`.
+
+    Raises:
+        ImportError: if tensorflow or ai-edge-litert is not installed.
+    """
+    import tensorflow as tf
+    from ai_edge_litert import schema_py_generated as schema
+    from ai_edge_litert.tools import flatbuffer_utils
+    from tensorflow.lite.python.convert import mlir_quantize
+
+    model = flatbuffer_utils.convert_bytearray_to_object(content)
+    for index, (low, high) in measure_ranges(content, images).items():
+        quantization = schema.QuantizationParametersT()
+        quantization.min, quantization.max = [low], [high]
+        model.subgraphs[0].tensors[index].quantization = quantization
+    measured = bytes(flatbuffer_utils.convert_object_to_bytearray(model))
+    ends = tf.dtypes.as_dtype(ends)
+    with silenced_stderr():
+        return mlir_quantize(measured, input_data_type=ends, output_data_type=ends)
+
+
+def measure_ranges(content: bytes, images: np.ndarray) -> dict[int, tuple[float, float]]:
+    """The least and the largest value that each tensor of a float file has for some images, by the
+    tensor's index; of what the operators write, and the input.
+
+    The converter's own calibration lets ADD write over one of its inputs, which then gets the range
+    of the sum: where the branch of a residual block is small, most of its bits are lost. Here each
+    tensor has memory of its own.
+
+    Raises:
+        ImportError: if ai-edge-litert is not installed.
+    """
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    file = LiteRTFile(content)
+    with silenced_stderr():
+        interpreter = Interpreter(
+            model_content=content,
+            experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+            experimental_preserve_all_tensors=True,
+        )
+        interpreter.allocate_tensors()
+    (image_index,) = file.inputs
+    written = [image_index, *(index for step in file.steps for index in step.outputs)]
+    written = [index for index in written if file.tensors[index].dtype == "float32"]
+    lows, highs = np.full(len(written), np.inf), np.full(len(written), -np.inf)
+    for image in images:
+        interpreter.set_tensor(image_index, image[None])
+        interpreter.invoke()
+        ends = [(x.min(), x.max()) for x in map(interpreter.get_tensor, written)]
+        lows = np.minimum(lows, [low for low, _ in ends])
+        highs = np.maximum(highs, [high for _, high in ends])
+    return dict(zip(written, zip(lows.tolist(), highs.tolist())))
+
+
+def _named_ranges(content, images):
+    """`measure_ranges` as ai-edge-quantizer takes them. Its own calibration is ten times slower,
+    and takes moving averages, which cut the extremes off."""
+    tensors = LiteRTFile(content).tensors
     return {
-        "min": np.minimum(ranges["min"], others["min"]),
-        "max": np.maximum(ranges["max"], others["max"]),
+        tensors[index].name: {
+            "min": np.full([1] * len(tensors[index].shape), low, "float32"),
+            "max": np.full([1] * len(tensors[index].shape), high, "float32"),
+        }
+        for index, (low, high) in measure_ranges(content, images).items()
     }
