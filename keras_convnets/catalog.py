@@ -70,39 +70,36 @@ def derive(name: str) -> Entry:
 
 
 def build(name: str) -> ConvNet:
-    """A model with its classifier at the size that it is counted at, without memory."""
-    from keras_convnets.applications.base import DEFAULT_SIZE, create_model
+    """A model without memory; its outputs are its taps, of `SIDE` x 2 `SIDE` pixels, and then its
+    probabilities."""
+    from keras_convnets.applications.base import build_with_taps
     from keras_convnets.graph.rewrite import without_allocation
-    from keras_convnets.registry import find_family
 
-    rows = find_family(name).rows(name).values()
-    size = next((row.input_size for row in rows), DEFAULT_SIZE)
     with without_allocation():
-        return create_model(name, weights=None, input_shape=(size, size, 3))
+        return build_with_taps(name, (SIDE, 2 * SIDE, 3))
 
 
 def entry_of(model: ConvNet) -> Entry:
     """The entry of a model from `build`."""
-    from keras_convnets.applications.base import create_model
+    from keras_convnets.applications.base import DEFAULT_SIZE
     from keras_convnets.graph import count, targets
-    from keras_convnets.graph.rewrite import leaf_graph, without_allocation
+    from keras_convnets.graph.rewrite import leaf_graph
     from keras_convnets.registry import find_family
 
     name = model.variant
-    with leaf_graph(model) as graph:  # once for both
+    family = find_family(name)
+    size = next((row.input_size for row in family.rows(name).values()), DEFAULT_SIZE)
+    with leaf_graph(model, input_shape=(size, size, 3)) as graph:
         counts, forms = count(graph), targets(graph)
-    with without_allocation():
-        shape = (SIDE, 2 * SIDE, 3)
-        taps = create_model(name, weights=None, input_shape=shape, features=True).outputs
     # Maps without padding are smaller than size / stride, but grow by that.
-    pyramid = " ".join(f"{SIDE // (tap.shape[2] - tap.shape[1])}:{tap.shape[-1]}" for tap in taps)
+    taps = [(SIDE // (y.shape[2] - y.shape[1]), y.shape[-1]) for y in model.outputs[:-1]]
     return Entry(
         name,
-        find_family(name).name,
+        family.name,
         counts.parameters,
         counts.macs,
-        model.inputs[0].shape[1],
-        pyramid,
+        size,
+        " ".join(f"{stride}:{channels}" for stride, channels in taps),
         ", ".join(forms),
     )
 

@@ -181,10 +181,7 @@ def _build(
         classes = _published_classes(row, variant, checkpoint, state)
     image = _image(input_tensor, input_shape, include_top, checkpoint)
 
-    arguments = {"drop_path_rate": drop_path_rate} if row.takes_drop_path else {}
-    arguments |= row.variants[variant]
-    head = arguments.pop("head", {})
-    taps, final = _levels(row.build(image, **arguments))
+    taps, final, head = _maps(row, variant, image, drop_path_rate)
     if features:
         outputs = _select(taps, out_indices)
     else:
@@ -332,8 +329,27 @@ def _checked(shape, argument):
     return tuple(shape)
 
 
+def build_with_taps(variant: str, input_shape: tuple[int, int, int]) -> ConvNet:
+    """A new model whose outputs are its taps, and then its probabilities."""
+    row, image = find_family(variant), keras.Input(input_shape)
+    taps, final, head = _maps(row, variant, image)
+    pooled = _pooled(row, final, head, True, None)
+    outputs = _classified(row, pooled, DEFAULT_CLASSES, "softmax", 0.0)
+    model = ConvNet(image, [*taps, outputs], name=variant)
+    model.variant = variant
+    return model
+
+
+def _maps(row, variant, image, drop_path_rate=0.0):
+    """A family's generator run: its taps, its return value or the last tap, and what is for the
+    head."""
+    arguments = {"drop_path_rate": drop_path_rate} if row.takes_drop_path else {}
+    arguments |= row.variants[variant]
+    head = arguments.pop("head", {})
+    return *_levels(row.build(image, **arguments)), head
+
+
 def _levels(levels):
-    """Runs a family's generator: its taps, and its return value or the last tap."""
     taps = []
     while True:
         try:

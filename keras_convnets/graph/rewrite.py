@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterator
 
@@ -105,11 +106,14 @@ def without_allocation() -> Iterator[None]:
         global_state.set_global_attribute("uninitialized_variables", pending)
 
 
-def _rerun(graph, choose, follow=lambda tensor, new: new):
+def _rerun(graph, choose, follow=lambda tensor, new: new, input_shape=None):
     """The graph on new inputs, each node computed by `choose(node)`."""
-    inputs = keras.tree.map_structure(
-        lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name), graph.input
-    )
+
+    def like(x):
+        shape = x.shape if input_shape is None else (x.shape[0], *input_shape)
+        return keras.Input(batch_shape=shape, dtype=x.dtype, name=x.name)
+
+    inputs = keras.tree.map_structure(like, graph.input)
     tensors = {
         id(old): follow(old, new) for old, new in zip(graph.inputs, keras.tree.flatten(inputs))
     }
@@ -151,7 +155,9 @@ def open_compound(operation: keras.Operation) -> Callable | None:
 
 @contextlib.contextmanager
 def leaf_graph(
-    model: keras.Model, expand: Callable[[keras.Operation], Callable | None] = open_compound
+    model: keras.Model,
+    expand: Callable[[keras.Operation], Callable | None] = open_compound,
+    input_shape: tuple[int | None, ...] | None = None,
 ) -> Iterator[keras.Model]:
     """A graph of the model's own leaf layers, named by their path, unique in the model.
 
@@ -162,18 +168,26 @@ def leaf_graph(
         model: as in `flatten`.
         expand: function of an operation: what to put in its place, or `None` to keep it. It is
             asked again about what it has put there. A new layer takes the path as its name.
+        input_shape: of another image, without the batch; default: that of the model.
     """
     inputs, outputs = _ends(model)
     _check_variables(model)
     with _borrowed(model) as name_sublayers:
         graph = keras.Model(inputs, outputs, name=model.name)
-        while expansions := {op: new for op in graph.operations if (new := expand(op)) is not None}:
+        while (
+            expansions := {op: new for op in graph.operations if (new := expand(op)) is not None}
+        ) or input_shape is not None:
             for operation, new in expansions.items():
                 if isinstance(new, keras.Layer):
                     new.name = operation.name
                     name_sublayers(new, f"{new.name}_")
-            graph = _rerun(graph, lambda node: expansions.get(node.operation, node.operation))
+            choose = functools.partial(_expanded, expansions)
+            graph, input_shape = _rerun(graph, choose, input_shape=input_shape), None
         yield graph
+
+
+def _expanded(expansions, node):
+    return expansions.get(node.operation, node.operation)
 
 
 def _ends(model):
