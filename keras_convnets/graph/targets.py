@@ -10,6 +10,8 @@ from keras_convnets.graph.rewrite import graph_nodes, leaf_graph
 FLOAT_KINDS = {
     "AdaptiveFrequencyFilter2D",
     "CondConv2D",
+    "BitConv2D",
+    "BitDense",
     "Divide",
     "Einsum",
     "EvoNorm2D",
@@ -30,6 +32,7 @@ FLOAT_KINDS = {
     "Sqrt",
     "Square",
     "Variance",
+    "XNORConv2D",
 }
 # What TensorFlow Lite Micro has no kernel of.
 NOT_MICRO_KINDS = {"Gelu", "gelu"}

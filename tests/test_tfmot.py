@@ -1,0 +1,183 @@
+"""Models in tf_keras compute what they do here, and come back pruned and clustered."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+from keras_convnets import create_model, quantization
+from keras_convnets.deploy.export import outputs_of
+from keras_convnets.graph import reparameterize
+from keras_convnets.layers import BlurPool2D, DropPath, LayerScale
+from keras_convnets.testing.conformance import fill_seeded, photographs
+
+SIZE = 32
+on_tensorflow = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="the weights go by NumPy on each backend"
+)
+
+
+def outputs(model, x):
+    (y,) = outputs_of(model, x)
+    return y
+
+
+def check_both_ways(model, x):
+    """Outputs there, and here again after all weights have changed there."""
+    model = reparameterize(model)  # which rounds; all that comes after is to be exact
+    before = model.get_weights()
+    there = quantization.to_tf_keras(model)
+    want = outputs(model, x)
+    assert np.abs(there(x, training=False).numpy() - want).max() <= 1e-6 * np.abs(want).max()
+    for layer in model.layers:
+        if layer.weights:
+            twin = there.get_layer(layer.name)
+            twin.set_weights([w * 1.25 for w in twin.get_weights()])
+    here = quantization.from_tf_keras(there, model)
+    assert [layer.name for layer in here.layers] == [layer.name for layer in model.layers]
+    new = outputs(here, x)
+    assert np.abs(new - want).max() > 1e-3 * np.abs(want).max()
+    assert np.abs(there(x, training=False).numpy() - new).max() <= 1e-6 * np.abs(new).max()
+    for ours, theirs in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mobilenetv1h_test",
+        pytest.param("tf_efficientnet_lite_test", marks=on_tensorflow),
+        pytest.param("tf_mobilenetv3_test", marks=on_tensorflow),
+        pytest.param("repvgg_test", marks=on_tensorflow),
+    ],
+)
+def test_families_both_ways(name):
+    x = photographs(4, SIZE)
+    model = create_model(
+        name, weights=None, input_shape=x.shape[1:], classes=5, classifier_activation=None
+    )
+    fill_seeded(model)
+    check_both_ways(model, x)
+
+
+@on_tensorflow
+def test_a_users_model_both_ways():
+    image = keras.Input((SIZE, SIZE, 3))
+    x = layers.Conv2D(8, 3, 2, "same", activation="relu6", groups=1, name="stem")(image)
+    a, b = ops.split(x, 2, axis=-1)
+    x = ops.concatenate([layers.Conv2D(4, 3, padding="same", groups=2)(a), b], axis=-1)
+    x = layers.LayerNormalization()(x) * 0.5 + np.arange(8, dtype="float32")
+    x = layers.Add()([x, DropPath(0.2)(LayerScale(0.5)(layers.Activation("hard_silu")(x)))])
+    x = ops.gelu(BlurPool2D()(x)[:, 1:-1, :, 2:])
+    gate = layers.Conv1D(1, 3, padding="same")(ops.mean(x, (1, 2))[:, :, None])
+    x = ops.multiply(x, ops.sigmoid(gate[:, None, None, :, 0]))
+    x = layers.LeakyReLU(0.1)(ops.transpose(x, (0, 2, 1, 3)))
+    x = layers.BatchNormalization()(layers.UpSampling2D(2, interpolation="bilinear")(x))
+    x = layers.Dropout(0.1)(layers.Flatten()(layers.MaxPooling2D(4)(x)))
+    model = keras.Model(image, layers.Dense(5, activation="tanh", name="scores")(x))
+    check_both_ways(model, photographs(4, SIZE))
+
+
+@on_tensorflow
+def test_what_trains_there_is_what_trains_here():
+    image = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, name="frozen", trainable=False)(image)
+    x = layers.BatchNormalization(name="norm", momentum=0.5)(BlurPool2D(name="blur")(x))
+    x = DropPath(0.5, name="path")(LayerScale(1.0, name="scale")(x))
+    there = quantization.to_tf_keras(keras.Model(image, x))
+    assert [w.name for w in there.trainable_weights] == [
+        "norm/gamma:0",
+        "norm/beta:0",
+        "scale/depthwise_kernel:0",
+    ]
+    images = photographs(64, 8)
+    kept = np.abs(there(images, training=True).numpy()).max((1, 2, 3)) > 0
+    assert 0.2 < kept.mean() < 0.8
+
+
+def small(middle):
+    image = keras.Input((8, 8, 4))
+    return keras.Model(image, layers.Conv2D(2, 1, name="last")(middle(image)), name="small")
+
+
+@on_tensorflow
+def test_operators_without_a_counterpart_are_named():
+    model = small(lambda x: layers.GroupNormalization(2, name="first")(ops.cumsum(x, axis=1)))
+    with pytest.raises(
+        ValueError, match=r"cumsum\w* \(Cumsum\), first \(GroupNormalization\).*Rep"
+    ):
+        quantization.to_tf_keras(model)
+
+
+@on_tensorflow
+def test_open_sizes_and_half_precision_are_refused():
+    image = keras.Input((None, 8, 3))
+    with pytest.raises(ValueError, match="all of them known"):
+        quantization.to_tf_keras(keras.Model(image, layers.Conv2D(2, 1)(image)))
+    with pytest.raises(ValueError, match=r"computes in \['float16', 'float32'\]"):
+        quantization.to_tf_keras(small(layers.Conv2D(2, 1, dtype="mixed_float16")))
+
+
+@on_tensorflow
+def test_weights_of_another_model_are_refused():
+    model = small(layers.Conv2D(4, 1, name="first"))
+    there = quantization.to_tf_keras(model)
+    with pytest.raises(ValueError, match="has no layer 'other'"):
+        quantization.from_tf_keras(there, small(layers.Conv2D(4, 1, name="other")))
+    with pytest.raises(
+        ValueError, match=r"layer 'first' has weights of the shapes .*\(3, 3, 4, 4\)"
+    ):
+        quantization.from_tf_keras(there, small(layers.Conv2D(4, 3, name="first")))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """What tests/with_tfmot.py finds, in a process of its own."""
+    environment = dict(os.environ, TF_USE_LEGACY_KERAS="0")
+    paths = [str(Path(__file__).parent.parent)]
+    if importlib.util.find_spec("tensorflow_model_optimization") is None:
+        # It demands an absl-py that other packages of the tests do not take, but runs with theirs.
+        folder = str(tmp_path_factory.mktemp("tfmot"))
+        package = ["tensorflow-model-optimization==0.8.1", "dm-tree", "mock"]
+        pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", folder]
+        subprocess.run([*pip, *package], check=True)
+        paths.append(folder)
+    environment["PYTHONPATH"] = os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])
+    jobs = ["prune", "tf_efficientnet_lite_test", "cluster", "tf_mobilenetv3_test"]
+    jobs += ["quantize", "mobilenetv1h_test"]
+    script = Path(__file__).with_name("with_tfmot.py")
+    child = subprocess.run(
+        [sys.executable, script, *jobs], env=environment, capture_output=True, text=True
+    )
+    assert child.returncode == 0, child.stderr[-3000:]
+    return json.loads(child.stdout.splitlines()[-1])
+
+
+@on_tensorflow
+def test_pruned_weights_come_back(made):
+    found = made["prune"]
+    assert found["same"] and found["difference"] <= 1e-6
+    assert np.abs(np.array(found["zeros"]) - 0.5).max() < 0.05
+    assert "strip_pruning" in found["refusal"]
+
+
+@on_tensorflow
+def test_clustered_weights_come_back(made):
+    found = made["cluster"]
+    assert found["same"] and found["difference"] <= 1e-6
+    assert max(found["distinct"]) <= 4
+    assert "strip_clustering" in found["refusal"]
+
+
+@on_tensorflow
+def test_a_quantized_model_trains_there_and_converts(made):
+    found = made["quantize"]
+    assert np.isfinite(found["loss"]) and found["cosine"] > 0.99
+    assert "quantize_aware" in found["refusal"]

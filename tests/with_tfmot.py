@@ -1,0 +1,127 @@
+"""What tensorflow-model-optimization makes of models of this package, as JSON on the last line.
+
+A process of its own, which tests/test_tfmot.py starts: importing it makes `tf.keras` Keras 2.
+"""
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tensorflow_model_optimization as tfmot
+import tf_keras
+
+from keras_convnets import create_model
+from keras_convnets.deploy import LiteRTModel
+from keras_convnets.quantization import from_tf_keras, to_tf_keras
+from keras_convnets.testing.conformance import fill_seeded, photographs
+
+SIZE, CLASSES = 32, 5
+IMAGES = photographs(8, SIZE)
+LABELS = np.arange(8) % CLASSES
+
+
+def family(name):
+    model = create_model(
+        name,
+        weights=None,
+        input_shape=IMAGES.shape[1:],
+        classes=CLASSES,
+        classifier_activation=None,
+    )
+    fill_seeded(model)
+    return model
+
+
+def train_one_step(model, callbacks=()):
+    loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(tf_keras.optimizers.Adam(1e-3), loss)
+    history = model.fit(IMAGES, LABELS, 8, 1, verbose=0, callbacks=list(callbacks))
+    return history.history["loss"][0]
+
+
+def compare(theirs, ours):
+    """How far the returned model is from theirs, and whether its kernels are the same numbers."""
+    want = theirs(IMAGES, training=False).numpy()
+    have = keras.ops.convert_to_numpy(ours(IMAGES, training=False))
+    pairs = [
+        (np.array(layer.kernel), theirs.get_layer(layer.name).get_weights()[0])
+        for layer in ours.layers
+        if hasattr(layer, "kernel")
+    ]
+    return {
+        "difference": float(np.abs(have - want).max() / np.abs(want).max()),
+        "same": all((a == b.reshape(a.shape)).all() for a, b in pairs),
+    }
+
+
+def kernels(model):
+    return [
+        np.array(layer.kernel)
+        for layer in model.layers
+        if isinstance(layer, keras.layers.Conv2D | keras.layers.Dense)
+    ]
+
+
+def prune(name):
+    model = family(name)
+    sparsity = tfmot.sparsity.keras
+    schedule = sparsity.ConstantSparsity(0.5, begin_step=0, frequency=1)
+    wrapped = sparsity.prune_low_magnitude(to_tf_keras(model), pruning_schedule=schedule)
+    train_one_step(wrapped, [sparsity.UpdatePruningStep()])
+    stripped = sparsity.strip_pruning(wrapped)
+    ours = from_tf_keras(stripped, model)
+    zeros = [float((kernel == 0).mean()) for kernel in kernels(ours)]
+    return compare(stripped, ours) | {"zeros": zeros, "refusal": refusal(wrapped, model)}
+
+
+def cluster(name):
+    model = family(name)
+    clustering = tfmot.clustering.keras
+    start = clustering.CentroidInitialization.LINEAR
+    wrapped = clustering.cluster_weights(
+        to_tf_keras(model), number_of_clusters=4, cluster_centroids_init=start
+    )
+    train_one_step(wrapped)
+    stripped = clustering.strip_clustering(wrapped)
+    ours = from_tf_keras(stripped, model)
+    distinct = [len(np.unique(kernel)) for kernel in kernels(ours)]
+    return compare(stripped, ours) | {"distinct": distinct, "refusal": refusal(wrapped, model)}
+
+
+def quantize(name):
+    model = family(name)
+    quantized = tfmot.quantization.keras.quantize_model(to_tf_keras(model))
+    loss = train_one_step(quantized)
+    converter = tf.lite.TFLiteConverter.from_keras_model(quantized)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.tflite")
+        path.write_bytes(converter.convert())
+        (have,) = LiteRTModel(path).predict(IMAGES)
+        size = os.path.getsize(path)
+    want = quantized(IMAGES, training=False).numpy()
+    return {
+        "loss": loss,
+        "bytes": size,
+        "weights": model.count_params(),
+        "cosine": float(np.vdot(have, want) / np.linalg.norm(have) / np.linalg.norm(want)),
+        "refusal": refusal(quantized, model),
+    }
+
+
+def refusal(tf_model, model):
+    try:
+        from_tf_keras(tf_model, model)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+if __name__ == "__main__":
+    work = {"prune": prune, "cluster": cluster, "quantize": quantize}
+    print(json.dumps({job: work[job](name) for job, name in zip(sys.argv[1::2], sys.argv[2::2])}))
