@@ -4,7 +4,6 @@ A process of its own, which tests/test_tfmot.py starts: importing it makes `tf.k
 """
 
 import json
-import os
 import sys
 import tempfile
 from pathlib import Path
@@ -17,6 +16,7 @@ import tf_keras
 
 from keras_convnets import create_model
 from keras_convnets.deploy import LiteRTModel
+from keras_convnets.deploy.inspect import LiteRTFile
 from keras_convnets.quantization import from_tf_keras, to_tf_keras
 from keras_convnets.testing.conformance import fill_seeded, photographs
 
@@ -39,7 +39,8 @@ def family(name):
 
 def train_one_step(model, callbacks=()):
     loss = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(tf_keras.optimizers.Adam(1e-3), loss)
+    # One step is over sooner than a graph of it is made.
+    model.compile(tf_keras.optimizers.Adam(1e-3), loss, run_eagerly=True)
     history = model.fit(IMAGES, LABELS, 8, 1, verbose=0, callbacks=list(callbacks))
     return history.history["loss"][0]
 
@@ -72,11 +73,12 @@ def prune(name):
     sparsity = tfmot.sparsity.keras
     schedule = sparsity.ConstantSparsity(0.5, begin_step=0, frequency=1)
     wrapped = sparsity.prune_low_magnitude(to_tf_keras(model), pruning_schedule=schedule)
-    train_one_step(wrapped, [sparsity.UpdatePruningStep()])
+    loss = train_one_step(wrapped, [sparsity.UpdatePruningStep()])
     stripped = sparsity.strip_pruning(wrapped)
     ours = from_tf_keras(stripped, model)
     zeros = [float((kernel == 0).mean()) for kernel in kernels(ours)]
-    return compare(stripped, ours) | {"zeros": zeros, "refusal": refusal(wrapped, model)}
+    found = {"loss": loss, "zeros": zeros, "refusal": refusal(wrapped, model)}
+    return found | compare(stripped, ours)
 
 
 def cluster(name):
@@ -86,11 +88,12 @@ def cluster(name):
     wrapped = clustering.cluster_weights(
         to_tf_keras(model), number_of_clusters=4, cluster_centroids_init=start
     )
-    train_one_step(wrapped)
+    loss = train_one_step(wrapped)
     stripped = clustering.strip_clustering(wrapped)
     ours = from_tf_keras(stripped, model)
     distinct = [len(np.unique(kernel)) for kernel in kernels(ours)]
-    return compare(stripped, ours) | {"distinct": distinct, "refusal": refusal(wrapped, model)}
+    found = {"loss": loss, "distinct": distinct, "refusal": refusal(wrapped, model)}
+    return found | compare(stripped, ours)
 
 
 def quantize(name):
@@ -102,14 +105,16 @@ def quantize(name):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model.tflite")
         path.write_bytes(converter.convert())
-        (have,) = LiteRTModel(path).predict(IMAGES)
-        size = os.path.getsize(path)
+        file, (have,) = LiteRTFile(path), LiteRTModel(path).predict(IMAGES)
+    floats = [tensor for tensor in file.tensors if tensor.dtype == "float32"]
+    (last,) = (step for step in file.steps if step.kind == "DEQUANTIZE")
+    (size,) = file.tensors[last.inputs[0]].scales
     want = quantized(IMAGES, training=False).numpy()
     return {
         "loss": loss,
-        "bytes": size,
-        "weights": model.count_params(),
-        "cosine": float(np.vdot(have, want) / np.linalg.norm(have) / np.linalg.norm(want)),
+        "floats": len(floats),
+        "steps": float(np.abs(have - want).max() / size),
+        "levels": float(np.ptp(want) / size),
         "refusal": refusal(quantized, model),
     }
 

@@ -17,8 +17,8 @@ ACTIVATIONS = 127
 
 
 def _straight_through(value, x, factor=1.0):
-    """`value`, with the gradient `factor` by x."""
-    return ops.stop_gradient(value) + ops.stop_gradient(factor) * (x - ops.stop_gradient(x))
+    """`value`, with the gradient `factor`, a constant, by x."""
+    return ops.stop_gradient(value) + factor * (x - ops.stop_gradient(x))
 
 
 def binary_sign(x):
@@ -36,7 +36,8 @@ def binary_kernel(kernel):
     axes = tuple(range(len(kernel.shape) - 1))
     w = ops.cast(kernel, "float32")
     alpha = ops.mean(ops.abs(w), axis=axes, keepdims=True)
-    factor = 1 / np.prod(kernel.shape[:-1]) + alpha * ops.cast(ops.abs(w) <= 1, "float32")
+    near = ops.cast(ops.abs(w) <= 1, "float32")
+    factor = 1 / np.prod(kernel.shape[:-1]) + ops.stop_gradient(alpha) * near
     return ops.cast(_straight_through(ops.where(w >= 0, alpha, -alpha), w, factor), kernel.dtype)
 
 

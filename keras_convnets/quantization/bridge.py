@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from functools import reduce
+from functools import cache, reduce
 
 import keras
 import numpy as np
@@ -14,7 +15,7 @@ from keras_convnets.graph.reparameterize import reparameterize
 from keras_convnets.graph.rewrite import graph_nodes, leaf_graph
 from keras_convnets.quantization.operators import kind_of
 
-INSTALL = "pip install 'keras-convnets[tfmot]'"
+INSTALL = 'pip install "keras-convnets[tfmot]"'
 WRAPPERS = {
     "prune_low_magnitude_": "give tfmot.sparsity.keras.strip_pruning(tf_model)",
     "cluster_": "give tfmot.clustering.keras.strip_clustering(tf_model)",
@@ -22,16 +23,8 @@ WRAPPERS = {
     "quantization.quantize_aware instead",
 }
 
-_CONVOLUTION = (
-    "filters",
-    "kernel_size",
-    "strides",
-    "padding",
-    "data_format",
-    "dilation_rate",
-    "groups",
-    "use_bias",
-)
+_WINDOW = ("kernel_size", "strides", "padding", "data_format", "dilation_rate", "use_bias")
+_CONVOLUTION = ("filters", "groups", *_WINDOW)
 _POOLING = ("pool_size", "strides", "padding", "data_format")
 _GLOBAL_POOLING = ("data_format", "keepdims")
 # Layers that tf_keras has too, and the arguments that say what they compute. Exact types: a
@@ -45,6 +38,7 @@ _SAME = {
     layers.Concatenate: ("axis",),
     layers.Conv1D: _CONVOLUTION,
     layers.Conv2D: _CONVOLUTION,
+    layers.Conv2DTranspose: ("filters", "output_padding", *_WINDOW),
     layers.Cropping2D: ("cropping", "data_format"),
     layers.Dense: ("units", "use_bias"),
     layers.Dropout: ("rate", "noise_shape", "seed"),
@@ -60,16 +54,12 @@ _SAME = {
     layers.Multiply: (),
     layers.Permute: ("dims",),
     layers.ReLU: ("max_value", "negative_slope", "threshold"),
+    layers.SeparableConv2D: ("filters", "depth_multiplier", *_WINDOW),
     layers.SpatialDropout2D: ("rate", "data_format"),
     layers.Subtract: (),
     layers.UpSampling2D: ("size", "data_format", "interpolation"),
     layers.ZeroPadding2D: ("padding", "data_format"),
 }
-# What tf_keras calls the activations that it has; its hard_sigmoid is another function.
-_ACTIVATIONS = {
-    name: name
-    for name in ("elu", "gelu", "linear", "selu", "sigmoid", "softmax", "softplus", "tanh")
-} | {"silu": "swish", "swish": "swish"}
 
 
 def to_tf_keras(model: keras.Model):
@@ -91,7 +81,7 @@ def to_tf_keras(model: keras.Model):
 
     Raises:
         ValueError: for open input sizes, another precision, and layers or operations that have no
-            counterpart, all named by their path; as `graph.flatten`.
+            counterpart (of attention, say), all named by their path; as `graph.flatten`.
         ImportError: if tf_keras is not installed.
     """
     check_packages("tf_keras", INSTALL, "tensorflow", "tf_keras")
@@ -122,7 +112,10 @@ def from_tf_keras(tf_model, model: keras.Model) -> keras.Model:
     for prefix, remedy in WRAPPERS.items():
         wrapped = sorted(name for name in unknown if name.startswith(prefix))
         if wrapped:
-            raise ValueError(f"tf_model={tf_model.name!r} has wrapped layers, {wrapped}: {remedy}.")
+            raise ValueError(
+                f"tf_model={tf_model.name!r} has {len(wrapped)} wrapped layers, {wrapped[0]!r} one "
+                f"of them: {remedy}."
+            )
     for layer in flat.layers:
         if not layer.weights:
             continue
@@ -131,8 +124,8 @@ def from_tf_keras(tf_model, model: keras.Model) -> keras.Model:
                 f"tf_model={tf_model.name!r} has no layer {layer.name!r}: give what was made by "
                 f"to_tf_keras from this model={model.name!r}, with its layers named as they were."
             )
-        weights, wanted = theirs[layer.name].get_weights(), [v.shape for v in layer.weights]
-        if [np.size(w) for w in weights] != [np.prod(shape, dtype=int) for shape in wanted]:
+        weights, wanted = theirs[layer.name].get_weights(), [tuple(v.shape) for v in layer.weights]
+        if [np.size(w) for w in weights] != [math.prod(shape) for shape in wanted]:
             raise ValueError(
                 f"layer {layer.name!r} has weights of the shapes {[w.shape for w in weights]} in "
                 f"tf_model={tf_model.name!r}, {wanted} in model={model.name!r}."
@@ -143,10 +136,11 @@ def from_tf_keras(tf_model, model: keras.Model) -> keras.Model:
 
 def _check(model):
     for tensor in getattr(model, "inputs", None) or ():
-        if None in tensor.shape[1:]:
+        if None in tensor.shape[1:] or tensor.dtype != "float32":
             raise ValueError(
-                f"input {tensor.name!r} has shape {tensor.shape}: build the model with "
-                "input_shape=(height, width, channels), all of them known."
+                f"input {tensor.name!r} has shape {tensor.shape} and type {tensor.dtype}: build "
+                "the model with input_shape=(height, width, channels), all of them known, and "
+                "inputs of type 'float32'."
             )
     types = {layer.compute_dtype for layer in model._flatten_layers(include_self=False)}
     if types - {"float32"}:
@@ -202,11 +196,13 @@ class _Replay:
             )
 
     def _form(self, node) -> Callable | None:
-        """A function of the tf_keras tensors of a node's inputs; the same for all its calls."""
+        """A function of the tf_keras tensors of a node's inputs, with one layer for all calls of a
+        layer; `None` if there is none."""
         operation = node.operation
-        if not isinstance(operation, keras.Layer):
-            return self._new_form(node)
         if operation not in self.forms:
+            self.names.discard(operation.name)  # for its layer to take
+        # Without weights there is nothing to share, and what it does may hang on the shape.
+        if operation not in self.forms or not getattr(operation, "weights", ()):
             self.forms[operation] = self._new_form(node)
         form, training = self.forms[operation], node.arguments.kwargs.get("training")
         if form is None or training is None:
@@ -215,7 +211,6 @@ class _Replay:
 
     def _new_form(self, node):
         operation = node.operation
-        self.names.discard(operation.name)  # for its layer to take
         if getattr(operation, "quantization_mode", None) or getattr(operation, "lora_rank", None):
             return None
         kind = kind_of(operation)
@@ -265,21 +260,14 @@ class _Replay:
     def _activation_layer(self, kind, name):
         if kind in ("relu", "relu6"):
             return self.layer("ReLU", name, {"relu": None, "relu6": 6.0}[kind])
-        if kind in _ACTIVATIONS:
-            return self.layer("Activation", name, _ACTIVATIONS[kind])
-        if kind in _FUNCTIONS:
-            return self.layer("Activation", name, self._registered(_FUNCTIONS[kind]))
-        return None
-
-    def _registered(self, function):
-        """For tf_keras to find it when it copies a model."""
-        utils = self.tf_keras.utils
-        if utils.get_registered_name(function) != function.__name__:
-            return function
-        return utils.register_keras_serializable("keras_convnets")(function)
+        activation = _activations().get(kind)
+        return activation and self.layer("Activation", name, activation)
 
     def affine(self, name, channels, factors, summands=0.0):
-        """x * factors + summands per channel of a map, which stay as they are."""
+        """x * factors + summands per channel of a map.
+
+        A depthwise convolution, whose weights neither pruning nor clustering touches.
+        """
         ones = np.ones(channels, "float32")
         layer = self.layer("DepthwiseConv2D", name, 1, trainable=False)
         layer.build((None, None, None, channels))
@@ -291,28 +279,34 @@ def _chain(*steps):
     return lambda x: reduce(lambda value, step: step(value), steps, x)
 
 
-def _hard_sigmoid(x):
+@cache
+def _activations():
+    """The activations of tf_keras by their names here, and those that it lacks, registered for it
+    to find when it copies a model. Its own hard_sigmoid is another function."""
     import tensorflow as tf
+    import tf_keras
 
-    return tf.nn.relu6(x + 3.0) / 6.0
+    register = tf_keras.utils.register_keras_serializable("keras_convnets")
 
+    @register
+    def gelu_tanh(x):
+        return tf.nn.gelu(x, approximate=True)
 
-def _hard_silu(x):
-    return x * _hard_sigmoid(x)
+    @register
+    def hard_sigmoid(x):
+        return tf.nn.relu6(x + 3.0) / 6.0
 
+    @register
+    def hard_silu(x):
+        return x * hard_sigmoid(x)
 
-def _gelu_tanh(x):
-    import tensorflow as tf
-
-    return tf.nn.gelu(x, approximate=True)
-
-
-_FUNCTIONS = {
-    "gelu_tanh": _gelu_tanh,
-    "hard_sigmoid": _hard_sigmoid,
-    "hard_silu": _hard_silu,
-    "hard_swish": _hard_silu,
-}
+    known = ("elu", "gelu", "linear", "selu", "sigmoid", "softmax", "softplus", "tanh")
+    return {name: name for name in known} | {
+        "gelu_tanh": gelu_tanh,
+        "hard_sigmoid": hard_sigmoid,
+        "hard_silu": hard_silu,
+        "silu": "swish",
+    }
 
 
 # Functions of a `_Replay` and a node: the form of the node's operation, `None` if there is none.
@@ -331,6 +325,7 @@ def _depthwise(replay, node):
         strides=layer.strides,
         padding=layer.padding if is_named else "valid",
         depth_multiplier=getattr(layer, "depth_multiplier", 1),
+        data_format=getattr(layer, "data_format", "channels_last"),
         dilation_rate=layer.dilation_rate,
         use_bias=layer.use_bias,
     )
@@ -341,7 +336,7 @@ def _depthwise(replay, node):
 
 def _blur(replay, node):
     channels, name = node.outputs[0].shape[-1], node.operation.name
-    pad = replay.layer("ZeroPadding2D", f"{name}_pad", 1)
+    pad = replay.layer("ZeroPadding2D", f"{name}_pad", node.operation.padding)
     blur = replay.layer("DepthwiseConv2D", name, 3, 2, use_bias=False, trainable=False)
     blur.build((None, None, None, channels))
     binomial = np.outer((1, 2, 1), (1, 2, 1)) / 16
@@ -353,6 +348,13 @@ def _layer_scale(replay, node):
     if len(node.outputs[0].shape) != 4:
         return None
     return replay.named(node.operation, "DepthwiseConv2D", kernel_size=1, use_bias=False)
+
+
+def _rescaling(replay, node):
+    layer, shape = node.operation, node.outputs[0].shape
+    if len(shape) != 4:
+        return None
+    return replay.affine(layer.name, shape[-1], layer.scale, layer.offset)
 
 
 def _drop_path(replay, node):
@@ -515,6 +517,7 @@ _FORMS = {
     "Max": _reduction("GlobalMaxPooling2D"),
     "Mean": _reduction("GlobalAveragePooling2D"),
     "Multiply": _merge("Multiply"),
+    "Rescaling": _rescaling,
     "Reshape": _reshape,
     "RowsToMap": _reshape,
     "Split": _split,
