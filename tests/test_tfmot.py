@@ -16,7 +16,7 @@ from keras_convnets import create_model, quantization
 from keras_convnets.deploy import export
 from keras_convnets.deploy.export import outputs_of
 from keras_convnets.graph import reparameterize
-from keras_convnets.layers import BlurPool2D, DepthwiseConv2D, DropPath, LayerScale
+from keras_convnets.layers import BitConv2D, BlurPool2D, DepthwiseConv2D, DropPath, LayerScale
 from keras_convnets.testing.conformance import fill_seeded, photographs
 
 SIZE = 32
@@ -152,10 +152,8 @@ def small(middle):
 
 @on_tensorflow
 def test_operators_without_a_counterpart_are_named():
-    model = small(lambda x: layers.GroupNormalization(2, name="first")(ops.cumsum(x, axis=1)))
-    with pytest.raises(
-        ValueError, match=r"cumsum\w* \(Cumsum\), first \(GroupNormalization\)\. Replace"
-    ):
+    model = small(lambda x: BitConv2D(4, 3, name="first")(ops.cumsum(x, axis=1)))
+    with pytest.raises(ValueError, match=r"cumsum\w* \(Cumsum\), first \(BitConv2D\)\. Replace"):
         quantization.to_tf_keras(model)
 
 
@@ -206,7 +204,7 @@ def made(tmp_path_factory):
     environment["KERAS_BACKEND"] = "tensorflow"
     environment["PYTHONPATH"] = os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])
     jobs = ["prune", "tf_efficientnet_lite_test", "cluster", "mobilenetv3_test"]
-    jobs += ["quantize", "mobilenetv2_test"]
+    jobs += ["quantize", "mobilenetv1h_test"]
     script = Path(__file__).with_name("with_tfmot.py")
     child = subprocess.run(
         [sys.executable, script, *jobs], env=environment, capture_output=True, text=True
@@ -235,8 +233,8 @@ def test_clustered_weights_come_back(made):
 
 @on_tensorflow
 def test_a_quantized_model_trains_there_and_converts(made):
-    """To integers but for its ends, each output within two steps."""
+    """To integers but for its ends."""
     found = made["quantize"]
     assert np.isfinite(found["loss"])
-    assert found["floats"] == 2 and found["steps"] < 2.5 and found["levels"] > 10
+    assert found["floats"] == 2 and found["levels"] > 50 and found["cosine"] > 0.99
     assert "quantize_aware" in found["refusal"]

@@ -11,20 +11,20 @@ import numpy as np
 from keras import layers, ops
 
 SCALES = ("mean", "median")
-# Least step of ternary weights, and least reach of 8-bit activations.
+# Least step of ternary weights, and least reach of 8-bit inputs.
 EPSILON = 1e-5
-ACTIVATIONS = 127
+STEPS = 127  # of 8-bit inputs, to each side
 
 
-def _straight_through(value, x, factor=1.0):
-    """`value`, with the gradient `factor`, a constant, by x."""
-    return ops.stop_gradient(value) + factor * (x - ops.stop_gradient(x))
+def _straight_through(value, way):
+    """`value`, with the gradient of `way`; the zero that is added is left out of exported files."""
+    return ops.stop_gradient(value) + (way - ops.stop_gradient(way))
 
 
 def binary_sign(x):
     """1 where x >= 0, else -1; its gradient is 1 where |x| <= 1, else 0."""
     near = ops.cast(ops.abs(x) <= 1, x.dtype)
-    return _straight_through(ops.where(x >= 0, ops.ones_like(x), -ops.ones_like(x)), x, near)
+    return _straight_through(ops.where(x >= 0, ops.ones_like(x), -ops.ones_like(x)), near * x)
 
 
 def binary_kernel(kernel):
@@ -38,7 +38,7 @@ def binary_kernel(kernel):
     alpha = ops.mean(ops.abs(w), axis=axes, keepdims=True)
     near = ops.cast(ops.abs(w) <= 1, "float32")
     factor = 1 / np.prod(kernel.shape[:-1]) + ops.stop_gradient(alpha) * near
-    return ops.cast(_straight_through(ops.where(w >= 0, alpha, -alpha), w, factor), kernel.dtype)
+    return ops.cast(_straight_through(ops.where(w >= 0, alpha, -alpha), factor * w), kernel.dtype)
 
 
 def ternary_kernel(kernel, scale: str = "mean"):
@@ -56,7 +56,7 @@ def eight_bits(x, axis):
     """x in steps of max(|x|) / 127, the maximum over some axes; the gradient is of the identity."""
     values = ops.cast(x, "float32")
     step = ops.max(ops.abs(values), axis=axis, keepdims=True)
-    step = ops.maximum(step, EPSILON) / ACTIVATIONS
+    step = ops.maximum(step, EPSILON) / STEPS
     return ops.cast(_straight_through(ops.round(values / step) * step, values), x.dtype)
 
 

@@ -6,12 +6,16 @@ import pytest
 from keras import layers
 
 from keras_convnets import quantization
-from keras_convnets.deploy import LiteRTModel, export_litert
+from keras_convnets.deploy import LiteRTModel, export_litert, lint
+from keras_convnets.deploy.inspect import LiteRTFile
 from keras_convnets.graph import reparameterize, targets
 from keras_convnets.layers import BinaryConv2D, BitConv2D, BitDense, XNORConv2D
 from keras_convnets.testing.conformance import photographs
 from tests.ops.backends import assert_within_eps, numpy, value_and_gradients
 
+on_tensorflow = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="the other backends hand over to this one"
+)
 LAYERS = [BinaryConv2D, XNORConv2D, BitConv2D]
 SCALE = {"mean": np.mean, "median": np.median}
 
@@ -158,17 +162,29 @@ def test_a_binary_convolution_is_one_of_keras_for_inference():
     np.testing.assert_allclose(numpy(fused(x)), numpy(model(x)), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.skipif(
-    keras.backend.backend() != "tensorflow", reason="the other backends hand over to this one"
-)
+@on_tensorflow
 @pytest.mark.parametrize("kind", LAYERS)
 def test_the_float_file_computes_what_the_layers_do(kind, tmp_path):
     model, x = model_of(kind), photographs(4, 8)
     path = export_litert(model, tmp_path / "model.tflite")
     (have,) = LiteRTModel(path).predict(x)
     want = numpy(model(x, training=False))
+    # An input next to the middle of two of its 8-bit steps may take the other one.
     assert np.abs(have - want).max() < 0.02 * np.abs(want).max()
+    # The detour of the gradients is left out: x - x of the inputs is nowhere subtracted.
+    kinds = {step.kind for step in LiteRTFile(path).steps}
+    assert not kinds & {"SUB", "ADD"} and ("ROUND" in kinds)
     assert "int8" not in targets(model)
+
+
+@on_tensorflow
+@pytest.mark.parametrize(
+    "kind, layers", [(BinaryConv2D, ["last"]), (BitConv2D, ["middle", "last"])]
+)
+def test_lint_names_what_rounds_by_the_sample(kind, layers):
+    findings = lint(model_of(kind), "mcu")
+    assert [finding.layer for finding in findings] == layers
+    assert all(finding.problem.startswith("ROUND") for finding in findings)
 
 
 def test_integers_of_binary_weights_are_exact():
