@@ -9,9 +9,9 @@ from keras_convnets.graph.rewrite import graph_nodes, leaf_graph
 # What LiteRT has no fast integer form of; see deploy/recipes.py.
 FLOAT_KINDS = {
     "AdaptiveFrequencyFilter2D",
-    "CondConv2D",
     "BitConv2D",
     "BitDense",
+    "CondConv2D",
     "Divide",
     "Einsum",
     "EvoNorm2D",

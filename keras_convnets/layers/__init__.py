@@ -123,10 +123,10 @@ __all__ = [
     "SPDConv2D",
     "SqueezeExcite",
     "UniversalBottleneck",
+    "XNORConv2D",
     "attend",
     "batch_norm",
     "convolution",
-    "XNORConv2D",
     "make_divisible",
     "stochastic_depth",
 ]

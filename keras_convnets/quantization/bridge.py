@@ -68,9 +68,10 @@ def to_tf_keras(model: keras.Model):
 
     Parallel branches are merged first (`graph.reparameterize`); BatchNormalizations stay, so that
     it can be trained on. Layers have the names of the flat graph, `stage0_block1_mlp_fc1`. Each is
-    of a type that tensorflow-model-optimization prunes and clusters; `quantize_model` knows fewer:
-    no products of tensors, hence no squeeze-excite, and no hard-swish. Regularizers and constraints
-    stay behind. Works on every backend; TensorFlow is imported here.
+    of a type that tensorflow-model-optimization prunes and clusters. Its `quantize_model` knows
+    fewer, and names the first other: no products of tensors, hence no squeeze-excite, no hard-swish
+    or `Conv1D`, and of normalisations a BatchNormalization after a convolution only. Regularizers
+    and constraints stay behind. Works on every backend; TensorFlow is imported here.
 
     Args:
         model: a Functional or Sequential model of this package or your own, in float32, with known
