@@ -382,8 +382,7 @@ def _twice(replay, node):
 
 
 def _reshape(replay, node):
-    reshape = replay.layer("Reshape", node.operation.name, node.outputs[0].shape[1:])
-    return lambda x, *like: reshape(x)
+    return replay.layer("Reshape", node.operation.name, node.outputs[0].shape[1:])
 
 
 def _transpose(replay, node):
@@ -520,7 +519,6 @@ _FORMS = {
     "Multiply": _merge("Multiply"),
     "Rescaling": _rescaling,
     "Reshape": _reshape,
-    "RowsToMap": _reshape,
     "Split": _split,
     "Squeeze": _reshape,
     "Transpose": _transpose,
