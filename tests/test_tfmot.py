@@ -163,6 +163,29 @@ def test_operators_without_a_counterpart_are_named():
         quantization.to_tf_keras(model)
 
 
+# What the counterpart of the same name does not compute.
+OTHERS = {
+    "DepthwiseConv2D": DepthwiseConv2D(3, (1, 2)),
+    "EnlargeSmallMap": EnlargeSmallMap(9),
+    "GetItem": lambda x: x[:, ::2],
+    "LayerNormalization": lambda x: layers.LayerNormalization(rms_scaling=True)(x),
+    "Max": lambda x: ops.max(x, 1, keepdims=True),
+    "Multiply": lambda x: ops.multiply(x, np.ones((8, 1, 1), "float32")),
+    "Softmax": layers.Softmax(axis=1),
+    "Split": lambda x: ops.split(x, 2, axis=0)[0],
+    "Transpose": lambda x: ops.transpose(x, (1, 0, 2, 3)),
+    "TwiceAsLarge": lambda x: TwiceAsLarge()([layers.Cropping2D(2)(x[:, :-1]), x[:, :-1]]),
+}
+
+
+@on_tensorflow
+@pytest.mark.filterwarnings("ignore:You passed `rms_scaling")
+@pytest.mark.parametrize("kind", OTHERS)
+def test_what_its_counterpart_does_not_compute_is_refused(kind):
+    with pytest.raises(ValueError, match=rf"takes: \w+ \({kind}\)\. Replace"):
+        quantization.to_tf_keras(small(OTHERS[kind]))
+
+
 @on_tensorflow
 def test_open_sizes_and_other_types_are_refused():
     image = keras.Input((None, 8, 3))
