@@ -9,6 +9,8 @@ from keras_convnets.graph.rewrite import graph_nodes, leaf_graph
 # What LiteRT has no fast integer form of; see deploy/recipes.py.
 FLOAT_KINDS = {
     "AdaptiveFrequencyFilter2D",
+    "BitConv2D",
+    "BitDense",
     "CondConv2D",
     "Divide",
     "Einsum",
@@ -30,6 +32,7 @@ FLOAT_KINDS = {
     "Sqrt",
     "Square",
     "Variance",
+    "XNORConv2D",
 }
 # What TensorFlow Lite Micro has no kernel of.
 NOT_MICRO_KINDS = {"Gelu", "gelu"}

@@ -1,6 +1,7 @@
 """Layers that at least two families share, and blocks of the papers for use on their own."""
 
 from keras_convnets.layers.attention import MobileAttention, MultiQueryAttention
+from keras_convnets.layers.binary import BinaryConv2D, BitConv2D, BitDense, XNORConv2D
 from keras_convnets.layers.block import Block
 from keras_convnets.layers.channel_attention import (
     EffectiveSqueezeExcite,
@@ -61,6 +62,9 @@ __all__ = [
     "ARCConv2D",
     "AdaptiveFrequencyFilter2D",
     "BasicBlock",
+    "BinaryConv2D",
+    "BitConv2D",
+    "BitDense",
     "Block",
     "BlurPool2D",
     "Bottleneck",
@@ -119,6 +123,7 @@ __all__ = [
     "SPDConv2D",
     "SqueezeExcite",
     "UniversalBottleneck",
+    "XNORConv2D",
     "attend",
     "batch_norm",
     "convolution",

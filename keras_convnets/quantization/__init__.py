@@ -6,6 +6,7 @@ from keras_convnets.quantization.aware import (
     is_quantized,
     quantize_aware,
 )
+from keras_convnets.quantization.bridge import from_tf_keras, to_tf_keras
 from keras_convnets.quantization.correction import correct_biases
 from keras_convnets.quantization.equalization import equalize
 from keras_convnets.quantization.export import export_litert
@@ -27,9 +28,11 @@ __all__ = [
     "equalize",
     "export_litert",
     "freeze_batchnorm",
+    "from_tf_keras",
     "is_quantized",
     "propose",
     "quantize_aware",
     "round_adaptively",
     "sensitivity",
+    "to_tf_keras",
 ]
