@@ -8,6 +8,8 @@ repeat the kernels; of all others the nearest step is the kernel's.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import keras
 import numpy as np
 from keras import ops
@@ -107,7 +109,7 @@ def _product(layer, node, inputs, output):
         bias = np.round(ops.convert_to_numpy(layer.bias) / (step * steps))
     # LiteRT takes depthwise channels by eights, and those left over by other code.
     left = np.arange(len(steps)) >= len(steps) // 8 * 8 if depthwise else False
-    rescaled = _rescale(step * steps / out, left)
+    rescaled = rescale(step * steps / out, left)
 
     def multiply(x):
         x = ops.round(x / step)
@@ -124,7 +126,7 @@ def _add(operation, node, inputs, output, sign=1):
     if len(inputs) != 2:
         return None
     steps, out = [_step(x) for x in inputs], _step(output)
-    # As in `_rescale`: products that float32 holds, and small ones.
+    # Products that float32 holds, and small ones.
     coarse = [np.floor(1024 * step / out) / 1024 for step in steps]
     fine = [step / out - part for step, part in zip(steps, coarse)]
 
@@ -148,7 +150,7 @@ def _multiply(operation, node, inputs, output):
         return None
     steps, out = [_step(x) for x in inputs], _step(output)
     factor = np.float32(steps[0]) * np.float32(steps[1]) / np.float32(out)
-    rescaled = _rescale(factor, away=True)
+    rescaled = rescale(factor, away=True)
 
     def multiply(*xs):
         x, y = _integers(xs, steps)
@@ -159,7 +161,7 @@ def _multiply(operation, node, inputs, output):
 
 def _matmul(operation, node, inputs, output):
     steps, out = [_step(x) for x in inputs], _step(output)
-    rescaled = _rescale(float(np.float32(steps[0]) * np.float32(steps[1])) / out, away=True)
+    rescaled = rescale(float(np.float32(steps[0]) * np.float32(steps[1])) / out, away=True)
     return lambda *xs: rescaled(ops.matmul(*_integers(xs, steps))) * out
 
 
@@ -173,7 +175,7 @@ def _mean(operation, node, inputs, output):
     shape = node.input_tensors[0].shape
     step, out, axes = _step(inputs[0]), _step(output), _axes(operation, shape)
     values = int(np.prod([shape[axis] for axis in axes]))
-    rescaled = _rescale(step / out, away=True, values=values)
+    rescaled = rescale(step / out, away=True, values=values)
 
     def mean(x, mask=None):
         return rescaled(ops.sum(ops.round(x / step), axes, keepdims=operation.keepdims)) * out
@@ -192,7 +194,7 @@ def _mean_of_map(operation, node, inputs, output):
     shape = node.input_tensors[0].shape
     step, out, zero = _step(inputs[0]), _step(output), _zero_point(inputs[0])
     left = np.arange(shape[3]) >= shape[3] // 16 * 16
-    rescaled = _rescale(np.float32(step) / (np.float32(out) * shape[1] * shape[2]), left)
+    rescaled = rescale(np.float32(step) / (np.float32(out) * shape[1] * shape[2]), left)
     shift = np.float32(zero) * np.float32(step) / np.float32(out)
     shift = np.trunc(shift + np.copysign(np.float32(0.5), shift))
 
@@ -219,10 +221,18 @@ def _zero_point(quantizer):
     return float(np.floor(-128 - low / quantizer.scale() + 0.5))
 
 
-def _rescale(factors: np.ndarray | float, away: np.ndarray | bool = False, values: int = 1):
-    """Integers, less than 2**24, times factors, divided by a number of values: first to a power of
-    two (the one below a factor), then to the nearest step; of two that are equally near, to the
-    upper one or away from zero."""
+def rescale(
+    factors: np.ndarray | float, away: np.ndarray | bool = False, values: int = 1
+) -> Callable:
+    """The function that multiplies integers, which float32 must hold, by factors of 31 bits: it
+    rounds to a power of two (the one below a factor), then to the nearest step.
+
+    Args:
+        factors: one, or one for each channel.
+        away: whether, of two that are equally near, it takes the one away from zero, else the upper
+            one.
+        values: the number of values that the integers are sums of, to divide by.
+    """
     mantissas, exponents = np.frexp(np.asarray(factors, "float64"))
     bits = int(np.log2(values))
     mantissas = np.round(mantissas * 2**31).astype("int64") * 2**bits // values
