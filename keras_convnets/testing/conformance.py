@@ -92,8 +92,9 @@ def photographs(count: int, size: int) -> np.ndarray:
     from sklearn.datasets import load_sample_images
 
     random, pieces = np.random.default_rng(0), []
+    both = [Image.fromarray(photograph) for photograph in load_sample_images().images]
     for i in range(count):
-        photograph = Image.fromarray(load_sample_images().images[i % 2])
+        photograph = both[i % 2]
         side = int(random.integers(size, min(photograph.size)))
         left, top = (int(random.integers(length - side + 1)) for length in photograph.size)
         box = (left, top, left + side, top + side)
@@ -351,10 +352,8 @@ class FamilyTests:
     def test_litert_files_of_every_form(self, tmp_path):
         if keras.backend.backend() != "tensorflow":
             return  # the others hand over to it, see tests/test_deploy.py
-        x = photographs(32, self.size)
         for variant in self.small_variants:
-            model = self.seeded(variant, input_shape=x.shape[1:])
-            settle_statistics(model, x)
+            model, x = _settled(type(self), variant)
             expected = run(model, x)
             forms = (None, *self.least_cosine)
             for form, path in export_litert_forms(model, tmp_path, forms, x).items():
@@ -373,10 +372,9 @@ class FamilyTests:
     def test_quantized_training_step_and_its_file(self):
         if keras.backend.backend() != "tensorflow":
             return  # see tests/test_quantization.py: this takes seconds, and the others hand over
-        x = photographs(4, self.size)
         for variant in self.small_variants:
-            float_model = self.seeded(variant, input_shape=x.shape[1:])
-            settle_statistics(float_model, x)
+            float_model, x = _settled(type(self), variant)
+            x = x[:4]
             if variant in self.without_integers:
                 self._check_refusal(float_model, x, self.without_integers[variant])
                 continue
@@ -493,6 +491,16 @@ def _seeded(tests, variant):
 @functools.lru_cache(4)
 def _logits(tests, variant):
     return _seeded(tests, variant).predict_on_batch(tests().x)
+
+
+@functools.lru_cache(4)
+def _settled(tests, variant):
+    """A model for photographs, whose statistics are those of these, for exports that change none of
+    them; and the photographs."""
+    x = photographs(32, tests.size)
+    model = tests().seeded(variant, input_shape=x.shape[1:])
+    settle_statistics(model, x)
+    return model, x
 
 
 def _values_by_kind(state):
