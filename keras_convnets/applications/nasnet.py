@@ -150,13 +150,6 @@ class HalvingAverage(keras.layers.Layer):
         kernel = ops.convert_to_tensor(np.full((3, 3, x.shape[-1], 1), 1 / 9), x.dtype)
         return depthwise_conv2d(x, kernel, strides=2, padding="same")
 
-    def by_products(self, input_shape):
-        """The same as a depthwise convolution, see `graph.lower`."""
-        product = DepthwiseConv2D(3, 2, "same", use_bias=False, trainable=False, name=self.name)
-        product.build(input_shape)
-        product.set_weights([np.full((3, 3, input_shape[-1], 1), 1 / 9)])
-        return product
-
     def compute_output_shape(self, input_shape):
         batch, height, width, channels = input_shape
         return batch, *(size and -(-size // 2) for size in (height, width)), channels
