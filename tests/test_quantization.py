@@ -24,7 +24,7 @@ from keras_convnets.layers.fake_quant import (
 )
 from keras_convnets.layers.leaves import GlobalResponseNorm, SkipInit
 from keras_convnets.quantization.inference import for_inference
-from keras_convnets.quantization.mirror import hard_swish, reciprocal_root
+from keras_convnets.quantization.mirror import hard_swish, reciprocal_root, rescale
 from keras_convnets.testing.conformance import (
     cosine,
     fill_seeded,
@@ -451,6 +451,58 @@ def test_a_reciprocal_root_is_near_the_function():
     for step, out in ((0.05, 0.02), (0.001, 0.1), (3.0, 0.001)):
         want = 1 / np.sqrt(values * step) / out
         assert np.abs(reciprocal_root(values, step, out) - want).max() < 1
+
+
+def test_sums_are_rescaled_exactly():
+    """By a factor of 31 bits, in float32."""
+    random, ties = np.random.default_rng(0), 0
+    for factor, away, values in (
+        (0.001115725202422316, False, 1),  # 47950 times that is next to a tie
+        (0.03125, True, 1),
+        (0.03125, False, 1),
+        (1.7, True, 1),
+        (0.37, True, 49),
+    ):
+        most = min(2**23, 300 * values / factor)
+        sums = np.append(np.round(random.uniform(-most, most, 5000)), [47950, -48, -16, 16, 48])
+        want = [exactly_rescaled(int(x), factor, away, values) for x in sums]
+        have = keras.ops.convert_to_numpy(rescale(factor, away, values)(tensor(sums)))
+        np.testing.assert_array_equal(have, want)
+        ties += np.sum(sums * factor % 1 == 0.5)
+    assert ties
+
+
+def exactly_rescaled(x, factor, away, values):
+    """As LiteRT does: numbers of 64 bits, halves up, then away from zero or up."""
+    mantissa, exponent = np.frexp(factor)
+    bits = int(np.log2(values))
+    mantissa = int(np.round(mantissa * 2**31)) * 2**bits // values
+    exponent = int(exponent) - bits
+    x = ((x << max(exponent, 0)) * mantissa + 2**30) >> 31
+    parts = 1 << max(-exponent, 0)
+    if away and x < 0:
+        return -((-x + parts // 2) // parts)
+    return (x + parts // 2) // parts
+
+
+def test_what_the_converter_leaves_out_or_unites_has_no_range_of_its_own(tmp_path):
+    """Two ranges for one tensor go apart in training."""
+    image = keras.Input((8, 8, 3))
+    a, b, c = (layers.Conv2D(4, 1, name=f"part{i}")(image) for i in range(3))
+    a = sum([1.0 * a, b - 0.0])  # begins with 0 +
+    both = layers.Concatenate(name="both")([layers.Concatenate(name="inner")([a, b]), c])
+    model = randomised(keras.Model(image, layers.Conv2D(2, 1, name="last")(both), name="idle"))
+    x = photographs(8, 8)
+    quantized = quantization.quantize_aware(model, calibration=x)
+    assert sorted(ranges(quantized)) == ["both_range", "image_range", "last_range", "part0_range"]
+    fit_maps(quantized, x, 2)
+    if keras.backend.backend() == "tensorflow":  # which converts for the others
+        path = quantization.export_litert(quantized, tmp_path / "model.tflite")
+        _check_integers_and_scales(path, quantized)
+        assert LiteRTFile(path).operators()["ADD"] == 1
+        file = LiteRTModel(path, xnnpack=False)
+        exact = outputs(quantization.as_integers(quantized), x)
+        assert np.abs(file.predict(x)[0] - exact).max() < 0.01 * file.output_scales[0]
 
 
 def small(middle):

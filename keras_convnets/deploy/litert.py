@@ -279,11 +279,12 @@ def save_static(lowered, normalise, folder):
     spec = tf.TensorSpec((1, *lowered.inputs[0].shape[1:]), "float32", name="image")
     module = tf.Module()
     module.variables_of_layers = [variable.value for variable in lowered.variables]
-    module.serve = tf.function(serve, autograph=False, input_signature=[spec])
+    # As an attribute of the module it would be traced and saved once more.
+    signature = tf.function(serve, autograph=False, input_signature=[spec]).get_concrete_function()
     # The gradients of operators such as SiLU are of no use in a file, and take a tenth of the time.
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     with silenced_stderr():
-        tf.saved_model.save(module, folder, module.serve.get_concrete_function(), options)
+        tf.saved_model.save(module, folder, signature, options)
 
 
 def run_converter(converter, name):

@@ -259,7 +259,7 @@ class _Plan:
             return False
         kind = kind_of(after.operation)
         if kind == "Concatenate":  # whose inputs LiteRT rounds to the range of its output
-            return True
+            return kind_of(node.operation) != "Concatenate"
         if kind == "FoldedNorm":
             return True
         is_product = type(node.operation) in QUANTIZED or type(node.operation) is FoldedNorm

@@ -8,6 +8,8 @@ repeat the kernels; of all others the nearest step is the kernel's.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import keras
 import numpy as np
 from keras import ops
@@ -107,7 +109,7 @@ def _product(layer, node, inputs, output):
         bias = np.round(ops.convert_to_numpy(layer.bias) / (step * steps))
     # LiteRT takes depthwise channels by eights, and those left over by other code.
     left = np.arange(len(steps)) >= len(steps) // 8 * 8 if depthwise else False
-    rescaled = _rescale(step * steps / out, left)
+    rescaled = rescale(step * steps / out, left)
 
     def multiply(x):
         x = ops.round(x / step)
@@ -124,7 +126,7 @@ def _add(operation, node, inputs, output, sign=1):
     if len(inputs) != 2:
         return None
     steps, out = [_step(x) for x in inputs], _step(output)
-    # As in `_rescale`: products that float32 holds, and small ones.
+    # Products that float32 holds, and small ones.
     coarse = [np.floor(1024 * step / out) / 1024 for step in steps]
     fine = [step / out - part for step, part in zip(steps, coarse)]
 
@@ -147,7 +149,8 @@ def _multiply(operation, node, inputs, output):
     if len(inputs) != 2:
         return None
     steps, out = [_step(x) for x in inputs], _step(output)
-    rescaled = _rescale(np.array(steps[0] * steps[1] / out), away=True)
+    factor = np.float32(steps[0]) * np.float32(steps[1]) / np.float32(out)
+    rescaled = rescale(factor, away=True)
 
     def multiply(*xs):
         x, y = _integers(xs, steps)
@@ -158,7 +161,7 @@ def _multiply(operation, node, inputs, output):
 
 def _matmul(operation, node, inputs, output):
     steps, out = [_step(x) for x in inputs], _step(output)
-    rescaled = _rescale(np.array(steps[0] * steps[1] / out), away=True)
+    rescaled = rescale(float(np.float32(steps[0]) * np.float32(steps[1])) / out, away=True)
     return lambda *xs: rescaled(ops.matmul(*_integers(xs, steps))) * out
 
 
@@ -172,8 +175,7 @@ def _mean(operation, node, inputs, output):
     shape = node.input_tensors[0].shape
     step, out, axes = _step(inputs[0]), _step(output), _axes(operation, shape)
     values = int(np.prod([shape[axis] for axis in axes]))
-    bits = int(np.log2(values)) - np.frexp(step / out)[1]
-    rescaled = _rescale(np.array(step / out / values), away=True, bits=bits)
+    rescaled = rescale(step / out, away=True, values=values)
 
     def mean(x, mask=None):
         return rescaled(ops.sum(ops.round(x / step), axes, keepdims=operation.keepdims)) * out
@@ -188,12 +190,13 @@ def _axes(operation, shape):
 
 def _mean_of_map(operation, node, inputs, output):
     """LiteRT adds numbers that have the zero point in them, and takes it away, rounded. It takes
-    channels by sixteens, and those left over by other code."""
+    channels by sixteens, and those left over by other code; its factors are of 24 bits."""
     shape = node.input_tensors[0].shape
     step, out, zero = _step(inputs[0]), _step(output), _zero_point(inputs[0])
     left = np.arange(shape[3]) >= shape[3] // 16 * 16
-    rescaled = _rescale(np.array(step / out / (shape[1] * shape[2])), left)
-    shift = np.trunc(zero * step / out + np.copysign(0.5, zero)).astype("float32")
+    rescaled = rescale(np.float32(step) / (np.float32(out) * shape[1] * shape[2]), left)
+    shift = np.float32(zero) * np.float32(step) / np.float32(out)
+    shift = np.trunc(shift + np.copysign(np.float32(0.5), shift))
 
     def mean(x):
         total = ops.sum(ops.round(x / step) + zero, axis=(1, 2), keepdims=operation.keepdims)
@@ -218,23 +221,40 @@ def _zero_point(quantizer):
     return float(np.floor(-128 - low / quantizer.scale() + 0.5))
 
 
-def _rescale(factors: np.ndarray, away: np.ndarray | bool = False, bits: int | None = None):
-    """Integers times factors: first to a power of two (the one below a factor), then to the nearest
-    step; of two that are equally near, to the upper one or away from zero."""
-    parts = np.exp2(np.maximum(-np.frexp(factors)[1] if bits is None else bits, 0))
-    # A sum of 24 bits times a factor of 31 is exact in three products that float32 holds.
-    coarse = np.floor(4096 * factors * parts)
-    fine = (factors * parts - coarse / 4096).astype("float32")
-    coarse, parts = coarse.astype("float32"), parts.astype("float32")
-    least = np.where(away, np.float32(0.5), np.float32(0.0))
-    least = 0.25 * least / parts  # less than the next value below a half
+def rescale(
+    factors: np.ndarray | float, away: np.ndarray | bool = False, values: int = 1
+) -> Callable:
+    """The function that multiplies integers, which float32 must hold, by factors of 31 bits: it
+    rounds to a power of two (the one below a factor), then to the nearest step.
+
+    Args:
+        factors: one, or one for each channel.
+        away: whether, of two that are equally near, it takes the one away from zero, else the upper
+            one.
+        values: the number of values that the integers are sums of, to divide by.
+    """
+    mantissas, exponents = np.frexp(np.asarray(factors, "float64"))
+    bits = int(np.log2(values))
+    mantissas = np.round(mantissas * 2**31).astype("int64") * 2**bits // values
+    exponents = exponents.astype("float64") - bits
+    larger = np.exp2(np.maximum(exponents, 0)).astype("float32")
+    parts = np.exp2(np.maximum(-exponents, 0)).astype("float32")
+    # The factor is a number of 31 bits: digits of 10 bits, as float32 holds their products.
+    digits = mantissas >> 20, mantissas >> 10 & 1023, mantissas & 1023
+    high, middle, low = (digit.astype("float32") for digit in digits)
 
     def rescaled(x):
-        high = ops.floor(x / 4096)
-        low = (x - 4096 * high) * coarse / 4096
-        whole = ops.floor(low)
-        x = (high * coarse + whole + ops.floor(low - whole + x * fine + 0.5)) / parts
-        return ops.floor(x + 0.5 - ops.where(x < 0, least, 0.0))
+        x = x * larger
+        upper = ops.floor(x / 4096)
+        lower = x - 4096 * upper
+        carry = ops.floor(lower * low / 1024)
+        carry = ops.floor((lower * middle + 4 * upper * low + carry) / 1024)
+        carry = ops.floor((lower * high + 4 * upper * middle + carry + 1024) / 2048)
+        x = (2 * upper * high + carry) / parts
+        nearest = ops.floor(x + 0.5)
+        if not np.any(away):
+            return nearest
+        return ops.where(ops.logical_and(away, x < 0), -ops.floor(0.5 - x), nearest)
 
     return rescaled
 

@@ -268,6 +268,8 @@ def _open_call(operation, node):
 
 def _open(operation, node):
     kind, (x, *_) = kind_of(operation), node.input_tensors
+    if _is_idle(kind, node):
+        return _same
     if kind in _FORMS:
         return _FORMS[kind]
     if type(operation) is layers.BatchNormalization and operation.axis in (-1, len(x.shape) - 1):
@@ -284,6 +286,24 @@ def _open(operation, node):
     after = layers.Activation(activation, name=f"{operation.name}_activation")
     form = _FORMS.get(kind_of(after), after)
     return lambda x: form(product(x))
+
+
+def _is_idle(kind, node):
+    """Whether an operation is `x + 0`, `x - 0` or `1 * x`. The converter leaves those out, so that
+    they have no range of their own."""
+    tensors, arguments = node.input_tensors, node.arguments.args
+    if kind not in ("Add", "Multiply", "Subtract") or len(tensors) != 1 or len(arguments) != 2:
+        return False
+    first, second = arguments
+    if kind == "Subtract" and first is not tensors[0]:
+        return False
+    number = second if first is tensors[0] else first
+    is_idle = np.all(ops.convert_to_numpy(number) == (kind == "Multiply"))
+    return bool(is_idle) and node.outputs[0].shape == tensors[0].shape
+
+
+def _same(x, y):
+    return x if keras.backend.is_keras_tensor(x) else y
 
 
 def _product(operation, node):

@@ -15,6 +15,7 @@ import functools
 import multiprocessing
 import os
 import re
+import tempfile
 import threading
 from concurrent.futures import ProcessPoolExecutor
 from typing import ClassVar
@@ -31,11 +32,16 @@ from keras_convnets.applications.base import (
     model_info,
 )
 from keras_convnets.deploy import LiteRTModel, export_litert_forms
+from keras_convnets.deploy.export import outputs_of
 from keras_convnets.deploy.inspect import LiteRTFile
 from keras_convnets.deploy.micro_sources import RESOLVER
 from keras_convnets.deploy.recipes import serves_in_integers
 from keras_convnets.graph import flatten, fold_batchnorm, lower, reparameterize, targets
+from keras_convnets.graph.rewrite import graph_nodes
 from keras_convnets.preprocessing import preprocess_image
+from keras_convnets.quantization import as_integers, quantize_aware
+from keras_convnets.quantization.export import convert
+from keras_convnets.quantization.operators import kind_of
 from keras_convnets.registry import find_family, list_models, list_weights
 from keras_convnets.testing.seeded import seeded_state
 from keras_convnets.weights.state import load_state_dict, save_state_dict, slots, state_dict
@@ -45,6 +51,12 @@ SIZE = 64
 # int8 reaches 0.99, see benchmarks/litert.py.
 LEAST_COSINE = {"float16": 0.9999, "dynamic": 0.995, "int8": 0.96, "int16x8": 0.99, "int4": 0.4}
 CLASSES = 5
+# Steps that outputs of LiteRT's kernels and of the quantized model may be apart with an operator;
+# without any of these, 1. On x86 they are equal.
+STEPS_APART = {
+    **dict.fromkeys(("gelu", "hard_silu", "sigmoid", "tanh"), 2),
+    **dict.fromkeys(("ReciprocalRoot", "softmax"), 3),
+}
 
 
 def images(*shape: int) -> np.ndarray:
@@ -80,8 +92,9 @@ def photographs(count: int, size: int) -> np.ndarray:
     from sklearn.datasets import load_sample_images
 
     random, pieces = np.random.default_rng(0), []
+    both = [Image.fromarray(photograph) for photograph in load_sample_images().images]
     for i in range(count):
-        photograph = Image.fromarray(load_sample_images().images[i % 2])
+        photograph = both[i % 2]
         side = int(random.integers(size, min(photograph.size)))
         left, top = (int(random.integers(length - side + 1)) for length in photograph.size)
         box = (left, top, left + side, top + side)
@@ -109,6 +122,14 @@ def targets_of(file: LiteRTFile) -> list[str]:
     return ["float", "int8", *(["mcu"] if operators <= set(RESOLVER) else []), "onnx"]
 
 
+def with_maps(model: keras.Model) -> keras.Model:
+    """The model with the last map of each size as outputs too, before its own."""
+    maps = {}
+    for node in graph_nodes(model):
+        maps |= {y.shape[1:3]: y for y in node.outputs if len(y.shape) == 4 and y.shape[1] > 1}
+    return keras.Model(model.input, [*maps.values(), model.output], name=model.name)
+
+
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.vdot(a, b) / np.linalg.norm(a) / np.linalg.norm(b))
 
@@ -134,6 +155,8 @@ class FamilyTests:
             of a model with random kernels, the photographs' own BatchNorm statistics, and ranges
             calibrated on them. A lower one than the default needs a reason. A form without a number
             is not declared.
+        without_integers: by variant, types of the operators that have no integer form, which
+            `quantize_aware` refuses to quantize.
         gain: of the seeded weights, see `seeded_state`; less than 1 where with 1 the maps grow from
             block to block until rounding shows.
         tolerance: allowed difference of logits and taps, relative to the largest reference value.
@@ -148,6 +171,7 @@ class FamilyTests:
     no_gradient: str | None = None
     keeps_batchnorm: str | None = None
     least_cosine: ClassVar[dict[str, float]] = LEAST_COSINE
+    without_integers: ClassVar[dict[str, list[str]]] = {}
     gain: float = 1.0
     size: int = SIZE
     unpadded: int = 0
@@ -328,10 +352,8 @@ class FamilyTests:
     def test_litert_files_of_every_form(self, tmp_path):
         if keras.backend.backend() != "tensorflow":
             return  # the others hand over to it, see tests/test_deploy.py
-        x = photographs(32, self.size)
         for variant in self.small_variants:
-            model = self.seeded(variant, input_shape=x.shape[1:])
-            settle_statistics(model, x)
+            model, x = _settled(type(self), variant)
             expected = run(model, x)
             forms = (None, *self.least_cosine)
             for form, path in export_litert_forms(model, tmp_path, forms, x).items():
@@ -346,6 +368,46 @@ class FamilyTests:
                 else:
                     agreement = cosine(logits, expected)
                     assert agreement >= self.least_cosine[form], f"{what}: cosine {agreement:.4f}"
+
+    def test_quantized_training_step_and_its_file(self):
+        if keras.backend.backend() != "tensorflow":
+            return  # see tests/test_quantization.py: this takes seconds, and the others hand over
+        for variant in self.small_variants:
+            float_model, x = _settled(type(self), variant)
+            x = x[:4]
+            if variant in self.without_integers:
+                self._check_refusal(float_model, x, self.without_integers[variant])
+                continue
+            model = quantize_aware(with_maps(float_model), calibration=x)
+            targets = [images(len(x), *y.shape[1:]) for y in model.outputs]
+            model.compile("sgd", ["mse"] * len(targets), run_eagerly=True)
+            before = [np.array(v) for v in model.trainable_variables]
+            assert np.isfinite(model.train_on_batch(x, targets)).all(), variant
+            after = [np.array(v) for v in model.trainable_variables]
+            assert all(np.isfinite(v).all() for v in after), variant
+            assert any((a != b).any() for a, b in zip(before, after)), variant
+            self._check_quantized_file(model, x)
+
+    def _check_refusal(self, model, x, lacking):
+        try:
+            quantize_aware(model, calibration=x)
+        except ValueError as error:
+            assert f"keep_float={sorted(lacking)}" in str(error), str(error)
+        else:
+            raise AssertionError(f"{model.name} has integers for all its operators")
+
+    def _check_quantized_file(self, model, x):
+        with tempfile.NamedTemporaryFile(suffix=".tflite") as file:
+            file.write(convert(model))
+            file.flush()
+            assert {t.dtype for t in LiteRTFile(file.name).tensors} <= {"int8", "int32"}
+            litert = LiteRTModel(file.name, xnnpack=False)
+            ends = zip(litert.predict(x), outputs_of(as_integers(model), x), litert.output_scales)
+            kinds = {kind_of(operation) for operation in model.operations}
+            most = max((STEPS_APART.get(kind, 1) for kind in kinds), default=1)
+            for i, (have, want, step) in enumerate(ends):
+                apart = np.abs(have - want).max() / step
+                assert apart < most + 0.01, f"{model.name}: output {i} is {apart:.2f} steps off"
 
     def test_weights_parameters_and_macs_equal_the_reference(self):
         variants = self.variants
@@ -429,6 +491,16 @@ def _seeded(tests, variant):
 @functools.lru_cache(4)
 def _logits(tests, variant):
     return _seeded(tests, variant).predict_on_batch(tests().x)
+
+
+@functools.lru_cache(4)
+def _settled(tests, variant):
+    """A model for photographs, whose statistics are those of these, for exports that change none of
+    them; and the photographs."""
+    x = photographs(32, tests.size)
+    model = tests().seeded(variant, input_shape=x.shape[1:])
+    settle_statistics(model, x)
+    return model, x
 
 
 def _values_by_kind(state):

@@ -121,6 +121,9 @@ class TestNASNet(FamilyTests):
     family = "nasnet"
     reference = Timm(nasnetamobile=partial(nasnet, 44, 4, 32), nasnet_test=partial(nasnet, 4, 1, 8))
     parity_variant = "nasnetamobile"
+    # Open: as a depthwise convolution of ninths it trains, but a map of the file is 5 steps off
+    # unless all tensors are outputs.
+    without_integers = {"nasnet_test": ["HalvingAverage"]}
     default_checkpoint = "nasnetalarge.tf_in1k"
     # Between a concatenation and several operations.
     keeps_batchnorm = r"fit_final_norm$"

@@ -134,6 +134,8 @@ class TestResNetAttention(FamilyTests):
         **{f"{name}_resnet50": partial(timm_resnet, name) for name in PAPERS},
     )
     parity_variant = "seresnext26t_32x4d"
+    # LiteRT has quotients in float only, and of normalisations those that we make of products.
+    without_integers = {"contexts_resnet_test": ["GroupNormalization", "SoftPooling2D"]}
 
     @pytest.mark.optimised
     def test_every_trainable_variable_has_a_finite_gradient_that_is_not_zero(self):
