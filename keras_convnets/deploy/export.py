@@ -30,6 +30,11 @@ def check_model(model: keras.Model, form: str) -> None:
             f"model={model.name!r} takes images of shape {shape}, but {form} file has one fixed "
             "size: build the model with input_shape=(224, 224, 3) or the size you need."
         )
+    check_float32(model)
+
+
+def check_float32(model: keras.Model) -> None:
+    """Raises `ValueError` for a model that computes in other types."""
     types = {layer.compute_dtype for layer in model._flatten_layers(include_self=False)}
     if types - {"float32"}:
         raise ValueError(

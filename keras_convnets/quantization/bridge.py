@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from keras_convnets.deploy.export import check_packages
+from keras_convnets.deploy.export import check_float32, check_packages
 from keras_convnets.graph.reparameterize import reparameterize
 from keras_convnets.graph.rewrite import graph_nodes, leaf_graph
 from keras_convnets.quantization.operators import kind_of
@@ -143,12 +143,7 @@ def _check(model):
                 "the model with input_shape=(height, width, channels), all of them known, and "
                 "inputs of type 'float32'."
             )
-    types = {layer.compute_dtype for layer in model._flatten_layers(include_self=False)}
-    if types - {"float32"}:
-        raise ValueError(
-            f"model={model.name!r} computes in {sorted(types)}: build it again under the dtype "
-            "policy 'float32' and take its weights over with set_weights(model.get_weights())."
-        )
+    check_float32(model)
 
 
 class _Replay:
