@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
+from keras_convnets import create_model
 from keras_convnets.graph import flatten, fold_batchnorm, graph_nodes, reparameterize, rewrite
 from keras_convnets.layers import Block, ConvNormAct, RepConv
 from keras_convnets.testing.conformance import assert_close, images, run
@@ -199,3 +200,10 @@ def test_operations_are_replaced_where_one_wants():
     assert_close(ours, ops.convert_to_numpy(y + 1), 1e-5, "map")
     kernel, bias = model.get_layer("out").get_weights()
     assert_close(dense, ours @ kernel + bias, 1e-5, "dense")
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="PyTorch's own view of a model")
+def test_what_pytorch_would_train_of_a_copy_are_its_variables():
+    flat = rewrite(create_model("resnet_test", weights=None), lambda operation, node: None)
+    parameters = {id(parameter) for parameter in flat.parameters()}
+    assert {id(variable.value) for variable in flat.trainable_variables} <= parameters

@@ -81,17 +81,23 @@ def rebuild(
         replacement = replace(operation, node)
         if replacement is not None:
             return replacement
-        if operation not in copies:
-            copies[operation] = type(operation).from_config(operation.get_config())
-        return without_allocation()(copies[operation])
+        if operation in copies:
+            return copies[operation]
+        copies[operation] = type(operation).from_config(operation.get_config())
+        return functools.partial(_build_like, operation, copies[operation])
 
-    rebuilt = _rerun(graph, choose, follow)
-    for operation, copy in copies.items():
-        for target, source in zip(getattr(copy, "weights", ()), getattr(operation, "weights", ())):
-            # A copy: JAX would share the buffer.
-            target._initialize(target._convert_to_tensor(np.array(source), target.dtype))
-            target._initializer = None
-    return rebuilt
+    return _rerun(graph, choose, follow)
+
+
+def _build_like(operation, copy, *args, **kwargs):
+    """Calls a copy for the first time, whose weights then are the operation's."""
+    with without_allocation():
+        outputs = copy(*args, **kwargs)
+    for target, source in zip(getattr(copy, "weights", ()), getattr(operation, "weights", ())):
+        # A copy: JAX would share the buffer.
+        target._initialize(target._convert_to_tensor(np.array(source), target.dtype))
+        target._initializer = None
+    return outputs
 
 
 @contextlib.contextmanager
