@@ -18,7 +18,7 @@ from keras_convnets import create_model
 from keras_convnets.deploy import LiteRTModel
 from keras_convnets.deploy.inspect import LiteRTFile
 from keras_convnets.quantization import from_tf_keras, to_tf_keras
-from keras_convnets.testing.conformance import fill_seeded, photographs
+from keras_convnets.testing.conformance import cosine, fill_seeded, photographs
 
 SIZE, CLASSES = 32, 5
 IMAGES = photographs(8, SIZE)
@@ -118,7 +118,7 @@ def quantize(name):
     return {
         "loss": loss,
         "floats": len(floats),
-        "cosine": float(np.vdot(have, want) / np.linalg.norm(have) / np.linalg.norm(want)),
+        "cosine": cosine(have, want),
         "levels": float(np.ptp(want) / size),
         "refusal": refusal(quantized, model),
     }

@@ -180,20 +180,21 @@ def leaf_graph(
     _check_variables(model)
     with _borrowed(model) as name_sublayers:
         graph = keras.Model(inputs, outputs, name=model.name)
-        while (
-            expansions := {op: new for op in graph.operations if (new := expand(op)) is not None}
-        ) or input_shape is not None:
+        while True:
+            expansions = {op: new for op in graph.operations if (new := expand(op)) is not None}
+            if not expansions and input_shape is None:
+                break
             for operation, new in expansions.items():
                 if isinstance(new, keras.Layer):
                     new.name = operation.name
                     name_sublayers(new, f"{new.name}_")
-            choose = functools.partial(_expanded, expansions)
-            graph, input_shape = _rerun(graph, choose, input_shape=input_shape), None
+            graph = _rerun(
+                graph,
+                lambda node, new=expansions: new.get(node.operation, node.operation),
+                input_shape=input_shape,
+            )
+            input_shape = None
         yield graph
-
-
-def _expanded(expansions, node):
-    return expansions.get(node.operation, node.operation)
 
 
 def _ends(model):

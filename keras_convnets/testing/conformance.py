@@ -15,7 +15,6 @@ import functools
 import multiprocessing
 import os
 import re
-import tempfile
 import threading
 from concurrent.futures import ProcessPoolExecutor
 from typing import ClassVar
@@ -369,7 +368,7 @@ class FamilyTests:
                     agreement = cosine(logits, expected)
                     assert agreement >= self.least_cosine[form], f"{what}: cosine {agreement:.4f}"
 
-    def test_quantized_training_step_and_its_file(self):
+    def test_quantized_training_step_and_its_file(self, tmp_path):
         if keras.backend.backend() != "tensorflow":
             return  # see tests/test_quantization.py: this takes seconds, and the others hand over
         for variant in self.small_variants:
@@ -386,7 +385,9 @@ class FamilyTests:
             after = [np.array(v) for v in model.trainable_variables]
             assert all(np.isfinite(v).all() for v in after), variant
             assert any((a != b).any() for a, b in zip(before, after)), variant
-            self._check_quantized_file(model, x)
+            file = tmp_path / f"{variant}.tflite"
+            file.write_bytes(convert(model))
+            self._check_quantized_file(model, file, x)
 
     def _check_refusal(self, model, x, lacking):
         try:
@@ -396,18 +397,15 @@ class FamilyTests:
         else:
             raise AssertionError(f"{model.name} has integers for all its operators")
 
-    def _check_quantized_file(self, model, x):
-        with tempfile.NamedTemporaryFile(suffix=".tflite") as file:
-            file.write(convert(model))
-            file.flush()
-            assert {t.dtype for t in LiteRTFile(file.name).tensors} <= {"int8", "int32"}
-            litert = LiteRTModel(file.name, xnnpack=False)
-            ends = zip(litert.predict(x), outputs_of(as_integers(model), x), litert.output_scales)
-            kinds = {kind_of(operation) for operation in model.operations}
-            most = max((STEPS_APART.get(kind, 1) for kind in kinds), default=1)
-            for i, (have, want, step) in enumerate(ends):
-                apart = np.abs(have - want).max() / step
-                assert apart < most + 0.01, f"{model.name}: output {i} is {apart:.2f} steps off"
+    def _check_quantized_file(self, model, file, x):
+        assert {t.dtype for t in LiteRTFile(file).tensors} <= {"int8", "int32"}
+        litert = LiteRTModel(file, xnnpack=False)
+        ends = zip(litert.predict(x), outputs_of(as_integers(model), x), litert.output_scales)
+        kinds = {kind_of(operation) for operation in model.operations}
+        most = max((STEPS_APART.get(kind, 1) for kind in kinds), default=1)
+        for i, (have, want, step) in enumerate(ends):
+            apart = np.abs(have - want).max() / step
+            assert apart < most + 0.01, f"{model.name}: output {i} is {apart:.2f} steps off"
 
     def test_weights_parameters_and_macs_equal_the_reference(self):
         variants = self.variants
