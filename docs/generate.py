@@ -41,6 +41,8 @@ def _section(family, entries):
     papers = re.findall(r"https://[^\s,;)]+[^\s,;).]", module.__doc__)
     sources = ", ".join(f"<{url}>" for url in papers)
     lines = [f"\n## {family}\n", idea, "", f"Sources: {sources}", ""]
+    if (PAGE.parent / "families" / f"{family}.md").exists():
+        lines += [f"More: [families/{family}.md](families/{family}.md)", ""]
     lines += ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
     lines += ["| " + " | ".join(_cells(entry)) + " |" for entry in entries]
     return "\n".join(lines) + "\n"

@@ -70,29 +70,42 @@ def derive(name: str) -> Entry:
 
 
 def build(name: str) -> ConvNet:
-    """A model without memory; its outputs are its taps, of `SIDE` x 2 `SIDE` pixels, and then its
-    probabilities."""
+    """A model without memory; its outputs are its taps, of `SIDE` x 2 `SIDE` pixels or, where its
+    weights belong to one size, of that, and then its probabilities."""
     from keras_convnets.applications.base import build_with_taps
     from keras_convnets.graph.rewrite import without_allocation
+    from keras_convnets.registry import find_family
 
+    size = _size(name)
+    shape = (size, size, 3) if find_family(name).is_fixed(name) else (SIDE, 2 * SIDE, 3)
     with without_allocation():
-        return build_with_taps(name, (SIDE, 2 * SIDE, 3))
+        return build_with_taps(name, shape)
+
+
+def _size(name):
+    from keras_convnets.applications.base import DEFAULT_SIZE
+    from keras_convnets.registry import find_family
+
+    return next((row.input_size for row in find_family(name).rows(name).values()), DEFAULT_SIZE)
 
 
 def entry_of(model: ConvNet) -> Entry:
     """The entry of a model from `build`."""
-    from keras_convnets.applications.base import DEFAULT_SIZE
     from keras_convnets.graph import count, targets
     from keras_convnets.graph.rewrite import leaf_graph
     from keras_convnets.registry import find_family
 
     name = model.variant
     family = find_family(name)
-    size = next((row.input_size for row in family.rows(name).values()), DEFAULT_SIZE)
+    size = _size(name)
     with leaf_graph(model, input_shape=(size, size, 3)) as graph:
         counts, forms = count(graph), targets(graph)
-    # Maps without padding are smaller than size / stride, but grow by that.
-    taps = [(SIDE // (y.shape[2] - y.shape[1]), y.shape[-1]) for y in model.outputs[:-1]]
+    maps = model.outputs[:-1]
+    if family.is_fixed(name):
+        taps = [(size // y.shape[1], y.shape[-1]) for y in maps]
+    else:
+        # Maps without padding are smaller than size / stride, but grow by that.
+        taps = [(SIDE // (y.shape[2] - y.shape[1]), y.shape[-1]) for y in maps]
     return Entry(
         name,
         family.name,

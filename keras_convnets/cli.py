@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 from keras_convnets import catalog
+from keras_convnets.benchmark.command import add_arguments as benchmark_arguments
 from keras_convnets.quiet import silenced_stderr
 
 BACKENDS = ("tensorflow", "jax", "torch")
@@ -111,6 +112,11 @@ def _parser():
     command.add_argument(
         "--out", type=Path, default=Path("sensitivity.png"), help="default: sensitivity.png"
     )
+
+    command = commands.add_parser("benchmark", help="speed and memory, beside other libraries")
+    command.set_defaults(command=benchmark)
+    command.add_argument("models", nargs="+", metavar="MODEL", help="any of `list`")
+    benchmark_arguments(command, Path("benchmark"))
 
     weights = commands.add_parser("weights", help="published checkpoints and files of your own")
     actions = weights.add_subparsers(required=True, metavar="ACTION", dest="action")
@@ -306,6 +312,32 @@ def sensitivity(options: argparse.Namespace) -> None:
     count = len(titles) if proposal else len(titles) - 1
     _print_table(titles[:count], [["" if x is None else x for x in line[:count]] for line in lines])
     print(f"see {options.out}")
+
+
+def benchmark(options: argparse.Namespace) -> None:
+    for model in options.models:
+        _check_model("MODEL", model)
+    from keras_convnets.benchmark import Table, command
+
+    settings, libraries = command.settings_of(options), command.libraries_of(options)
+    with _about("--out"):
+        table = Table(options.out)
+    rows = command.run(options.models, libraries, settings, table, options.keep)
+    titles = ("model", "task", "who", "ms (quartiles)", "ratio", "peak MB")
+    lines = [
+        (
+            row.model,
+            row.task,
+            f"{row.library} {row.backend} {row.mode}",
+            f"{row.median_ms:.4g} ({row.q1_ms:.4g} to {row.q3_ms:.4g})",
+            "" if row.ratio is None else f"{row.ratio:.2f}",
+            "" if row.peak_mb is None else f"{row.peak_mb:,.0f}",
+        )
+        for row in rows
+        if row.left_out is None
+    ]
+    _print_table(titles, lines)
+    print(f"see {table.path.with_suffix('.md')}")
 
 
 def _photographs(argument, folder):

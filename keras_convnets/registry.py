@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,7 +23,8 @@ class Checkpoint:
         license: SPDX-like identifier as published, e.g. `"apache-2.0"`, `"cc-by-nc-4.0"`;
             `"unknown"` where none was.
         source: `"hf://organization/repository[@revision][/file]"`, an https URL or a local path.
-            `None` means timm's repository of the same name on the Hugging Face hub.
+            `None` means timm's repository of the same name on the Hugging Face hub. The file of an
+            address that does not end in its name is called what follows a `#`.
         input_size: side of the square input in pixels at evaluation.
         crop: fraction of the resized image that the centre crop keeps.
         crop_mode: `"center"` (resize the shorter side, then crop), `"squash"` (ignore the aspect
@@ -75,6 +77,11 @@ class Family:
             auxiliary classifier, and are left where a checkpoint has them.
         renames: rewrite rules from the names in the checkpoints of `weights` to the published ones,
             where their authors name otherwise.
+        layouts: by layer type, what differs from `weights.state.LAYOUTS` in this family: our
+            variable's name to its published name, "" for that of the layer itself, and our axes in
+            the published order, `()` for an axis of one that ours lacks.
+        fixed: pattern of variants with weights for each position of a map: such a model is made for
+            images of one size.
         module: the family's module.
     """
 
@@ -88,6 +95,8 @@ class Family:
     classifier: Callable | None
     surplus: str | None
     renames: list[tuple[str, str]]
+    layouts: dict[type, dict[str, tuple[str, tuple]]]
+    fixed: str | None
     module: object
 
     @property
@@ -97,6 +106,10 @@ class Family:
     @property
     def takes_drop_path(self) -> bool:
         return "drop_path_rate" in inspect.signature(self.build).parameters
+
+    def is_fixed(self, variant: str) -> bool:
+        """Whether a model of the variant is made for images of one size."""
+        return self.fixed is not None and re.match(self.fixed, variant) is not None
 
     def rows(self, variant: str) -> dict[str, Checkpoint]:
         """The variant's checkpoints by tag, the default first."""
@@ -122,6 +135,8 @@ def family(
     classifier: Callable | None = None,
     surplus: str | None = None,
     renames: list[tuple[str, str]] = (),
+    layouts: dict[type, dict[str, tuple[str, tuple]]] | None = None,
+    fixed: str | None = None,
 ) -> Callable:
     """Decorator that registers a family function under each of its variants; see `Family`."""
 
@@ -138,6 +153,8 @@ def family(
             classifier,
             surplus,
             renames,
+            layouts or {},
+            fixed,
             module,
         )
         taken = [variant for variant in variants if _FAMILIES.get(variant, row).name != row.name]

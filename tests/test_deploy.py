@@ -76,6 +76,17 @@ def test_float_file_equals_the_model(name, tmp_path):
 
 
 @converts_itself
+def test_large_models_are_converted_another_way_to_the_same_file(tmp_path, monkeypatch):
+    model, x = model_of("convnext_test"), images(4)
+    small = export_litert(model, tmp_path / "small.tflite")
+    monkeypatch.setattr(litert, "FEW_PARAMETERS", 0)
+    large = export_litert(model, tmp_path / "large.tflite")
+    assert operators(small) == operators(large)
+    (have,), (want,) = (LiteRTModel(path).predict(x) for path in (large, small))
+    np.testing.assert_array_equal(have, want)
+
+
+@converts_itself
 @pytest.mark.parametrize("name", MODELS)
 def test_int8_file_agrees_with_the_model(name, tmp_path):
     model, x = model_of(name), images()
@@ -152,6 +163,21 @@ def test_a_small_branch_keeps_its_own_range_beside_the_sum(tmp_path):
 
 
 @converts_itself
+@pytest.mark.parametrize("norm", ["Identity", "LayerNormalization"])
+def test_a_relu_that_lets_nothing_pass(norm, tmp_path):
+    """Its output has no range, and XNNPACK refuses a step of 0. With the norm products alone are in
+    integers, which takes another quantizer."""
+    x, image = images(8), keras.Input(SHAPE)
+    y = getattr(keras.layers, norm)()(keras.layers.Conv2D(4, 3)(image))
+    below = keras.initializers.Constant(-99)
+    dead = keras.layers.Conv2D(4, 3, padding="same", activation="relu", bias_initializer=below)(y)
+    z = keras.layers.Conv2D(4, 3, padding="same", bias_initializer="random_normal")(dead)
+    model = keras.Model(image, keras.layers.Conv2D(8, 3)(keras.layers.Add()([y, z])))
+    (have,) = LiteRTModel(export_litert(model, tmp_path / "dead.tflite", "int8", x)).predict(x)
+    assert cosine(have, expected(model, x)) > 0.99
+
+
+@converts_itself
 @pytest.mark.parametrize("form, bytes_per_weight", [("float16", 2), ("dynamic", 1)])
 def test_smaller_weights(form, bytes_per_weight, tmp_path):
     model, x = model_of("mobilenetv2_test"), images(8)
@@ -160,6 +186,7 @@ def test_smaller_weights(form, bytes_per_weight, tmp_path):
     assert cosine(LiteRTModel(path).predict(x)[0], expected(model, x)) > 0.999
 
 
+@converts_itself
 def test_all_taps_in_order(tmp_path):
     model = create_model("resnet_test", features=True, weights=None, input_shape=(33, 47, 1))
     x = images(2, (33, 47, 1))

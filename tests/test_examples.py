@@ -35,6 +35,20 @@ def test_fine_tuning(notebook, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(
+    keras.backend.backend() != "torch", reason="the families' tests train on each backend"
+)
+@pytest.mark.parametrize(
+    "script", sorted(p.name for p in (EXAMPLES / "claims").glob("*.py") if p.name != "common.py")
+)
+def test_claims(script, capsys, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(EXAMPLES / "claims")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [script, "--quick"])
+    runpy.run_path(str(EXAMPLES / "claims" / script), run_name="__main__")
+    assert "|---" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(
     keras.backend.backend() != "torch", reason="tests/test_quantization.py trains on each"
 )
 def test_quantization_aware_training(capsys):

@@ -106,6 +106,25 @@ def test_grouped_convolutions_are_convolutions_of_slices(bias):
     assert [part.groups for part in parts] == [1, 1, 1]
 
 
+@pytest.mark.parametrize(
+    "grouped",
+    [
+        layers.Conv2D(6, 3, padding="same", groups=3, activation="silu"),
+        layers.Conv2D(6, (3, 2), (2, 1), "same", groups=3, use_bias=False),
+        layers.Conv2D(6, 3, dilation_rate=2, groups=3),
+    ],
+)
+def test_convolutions_of_pairs_are_two_of_single_channels(grouped):
+    parts = [x for x in lowered(model_of(grouped)).layers if hasattr(x, "kernel_size")]
+    assert [type(part) for part in parts] == [DepthwiseConv2D] * 2
+
+
+def test_the_largest_values_of_a_map_are_pooled():
+    """If they stay a map; LiteRT has no fast integer form of a reduction."""
+    model = lowered(model_of(layers.GlobalMaxPooling2D(keepdims=True)))
+    assert kinds(model)[-1] == "MaxPooling2D" and model.output.shape[1:] == (1, 1, 6)
+
+
 def test_layers_that_are_called_twice():
     image = keras.Input((8, 8, 6))
     norm, dense = layers.LayerNormalization(), layers.Dense(6)

@@ -50,7 +50,7 @@ def mediapipe_scores(path, pixels):
     return [row.category_name for row in categories], np.array([row.score for row in categories])
 
 
-@pytest.mark.parametrize("form", [None, "int8"])
+@pytest.mark.parametrize("form", [None, "int8"] if ON_TENSORFLOW else ["int8"])
 def test_mediapipe_classifies_a_photograph(form, tmp_path):
     model = classifier()
     images = calibration() if form else None

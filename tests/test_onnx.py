@@ -95,6 +95,7 @@ def test_grouped_convolution_stays_one_operator(padding, strides, rate, tmp_path
     assert kinds.count("Conv") == 1
 
 
+@converts_itself
 def test_all_taps_in_order(tmp_path):
     model = model_of("resnet_test", features=True, input_shape=(33, 47, 1))
     path = export_onnx(model, tmp_path / "taps.onnx")

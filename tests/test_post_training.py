@@ -72,9 +72,11 @@ def outputs(model, x):
 
 
 def read_otherwise(model):
-    """The share of held-out images that it reads otherwise than the float network does; what that
-    gets right by chance would say less."""
+    """The share of held-out images, and of these moved by a pixel, that it reads otherwise than the
+    float network does; what that gets right by chance would say less, and fewer images too."""
     images = digits()[1]
+    moved = [np.roll(images, step, axis) for step in (1, -1) for axis in (1, 2)]
+    images = np.concatenate([images, *moved])
     answers = (outputs(m, images).argmax(-1) for m in (model, reader()))
     return float(np.mean(np.not_equal(*answers)))
 
@@ -355,7 +357,7 @@ def test_rounding_adaptively_wins_back_what_four_bits_lose():
     assert error(rounded()) < 0.6 * error(in_four_bits())
     assert error(both) < 0.4 * error(in_four_bits())
     lost, left = map(read_otherwise, (in_four_bits(), both))
-    assert left < 0.5 * lost, f"{left:.3f} of {lost:.3f}"
+    assert left < 0.7 * lost, f"{left:.3f} of {lost:.3f}"
 
 
 @converts_itself

@@ -394,6 +394,21 @@ def test_a_users_model_after_training(scheme, tmp_path):
     assert np.abs(have - exact).max() <= 2.01 / 256
 
 
+@converts_itself
+@pytest.mark.parametrize("number", [1.7, -0.21])
+def test_a_product_with_a_number_is_rounded_as_in_the_file(number, tmp_path):
+    """Of one half of the channels, whose range is not the product's: LiteRT rounds twice."""
+    keras.utils.set_random_seed(0)
+    image = keras.Input((8, 8, 3))
+    half, _ = keras.ops.split(keras.layers.Conv2D(16, 1)(image), 2, axis=-1)
+    x = np.random.RandomState(0).randn(16, 8, 8, 3).astype("float32")
+    quantized = quantization.quantize_aware(keras.Model(image, half * number), calibration=x)
+    path = quantization.export_litert(quantized, tmp_path / "model.tflite")
+    file = LiteRTModel(path, xnnpack=False)
+    exact = outputs(quantization.as_integers(quantized), x)
+    assert np.abs(file.predict(x)[0] - exact).max() < 0.01 * file.output_scales[0]
+
+
 def test_attention_and_normalisations(tmp_path):
     model, x = of_attention_and_norms(), photographs(16, 15)
     quantized = quantization.quantize_aware(model, calibration=x)

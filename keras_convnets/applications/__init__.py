@@ -20,6 +20,11 @@ from keras_convnets.applications.convnext import (
     ConvNeXtV2Tiny,
     ConvNeXtXLarge,
 )
+from keras_convnets.applications.convnext_dcls import (
+    ConvNeXtDCLSBase,
+    ConvNeXtDCLSSmall,
+    ConvNeXtDCLSTiny,
+)
 from keras_convnets.applications.densenet import (
     DenseNet121,
     DenseNet161,
@@ -91,6 +96,30 @@ from keras_convnets.applications.efficientnet_v2 import (
     TFEfficientNetV2S,
     TFEfficientNetV2XL,
 )
+from keras_convnets.applications.emo import (
+    EMO_1M,
+    EMO_2M,
+    EMO_5M,
+    EMO_6M,
+)
+from keras_convnets.applications.emov2 import (
+    EMO1_1M,
+    EMO1_2M,
+    EMO1_5M,
+    EMO1_20M,
+    EMO2_1M_K5Hybrid,
+    EMO2_1M_K5Hybrid256,
+    EMO2_1M_K5Hybrid512,
+    EMO2_2M_K5Hybrid,
+    EMO2_2M_K5Hybrid256,
+    EMO2_2M_K5Hybrid512,
+    EMO2_5M_K5Hybrid,
+    EMO2_5M_K5Hybrid256,
+    EMO2_5M_K5Hybrid512,
+    EMO2_20M_K5Hybrid,
+    EMO2_20M_K5Hybrid256,
+    EMO2_50M_K5Hybrid,
+)
 from keras_convnets.applications.fasternet import (
     FasterNetL,
     FasterNetM,
@@ -98,6 +127,19 @@ from keras_convnets.applications.fasternet import (
     FasterNetT0,
     FasterNetT1,
     FasterNetT2,
+)
+from keras_convnets.applications.ffnet import (
+    FFNet1,
+    FFNet2,
+    FFNet3,
+    FFNet3_384,
+    FFNet4,
+)
+from keras_convnets.applications.flash_intern_image import (
+    FlashInternImageB,
+    FlashInternImageL,
+    FlashInternImageS,
+    FlashInternImageT,
 )
 from keras_convnets.applications.ghostnet import (
     GhostNet_050,
@@ -111,15 +153,33 @@ from keras_convnets.applications.ghostnet import (
     GhostNetV3_130,
     GhostNetV3_160,
 )
+from keras_convnets.applications.hornet import (
+    HorNetBase7x7,
+    HorNetBaseGF,
+    HorNetBaseGF384,
+    HorNetLarge7x7,
+    HorNetLargeGF,
+    HorNetLargeGF384,
+    HorNetSmall7x7,
+    HorNetSmallGF,
+    HorNetTiny7x7,
+    HorNetTinyGF,
+)
 from keras_convnets.applications.inception_next import (
     InceptionNeXtAtto,
     InceptionNeXtBase,
     InceptionNeXtSmall,
     InceptionNeXtTiny,
 )
-from keras_convnets.applications.inception_resnet_v2 import InceptionResNetV2
-from keras_convnets.applications.inception_v3 import InceptionV3
-from keras_convnets.applications.inception_v4 import InceptionV4
+from keras_convnets.applications.inception_resnet_v2 import (
+    InceptionResNetV2,
+)
+from keras_convnets.applications.inception_v3 import (
+    InceptionV3,
+)
+from keras_convnets.applications.inception_v4 import (
+    InceptionV4,
+)
 from keras_convnets.applications.lcnet import (
     LCNet_035,
     LCNet_050,
@@ -137,6 +197,24 @@ from keras_convnets.applications.legacy_senet import (
     LegacySEResNeXt26_32x4d,
     LegacySEResNeXt50_32x4d,
     LegacySEResNeXt101_32x4d,
+)
+from keras_convnets.applications.lsnet import (
+    LSNetB,
+    LSNetBDistill,
+    LSNetS,
+    LSNetSDistill,
+    LSNetT,
+    LSNetTDistill,
+)
+from keras_convnets.applications.metaformer import (
+    CAFormerB36,
+    CAFormerM36,
+    CAFormerS18,
+    CAFormerS36,
+    ConvFormerB36,
+    ConvFormerM36,
+    ConvFormerS18,
+    ConvFormerS36,
 )
 from keras_convnets.applications.mobilenet_v1 import (
     MobileNetV1_100,
@@ -189,7 +267,18 @@ from keras_convnets.applications.mobileone import (
     MobileOneS3,
     MobileOneS4,
 )
-from keras_convnets.applications.nasnet import NASNetALarge, NASNetAMobile
+from keras_convnets.applications.moganet import (
+    MogaNetBase,
+    MogaNetLarge,
+    MogaNetSmall,
+    MogaNetTiny,
+    MogaNetXLarge,
+    MogaNetXTiny,
+)
+from keras_convnets.applications.nasnet import (
+    NASNetALarge,
+    NASNetAMobile,
+)
 from keras_convnets.applications.nf_resnet import (
     NFECAResNet26,
     NFECAResNet50,
@@ -229,7 +318,50 @@ from keras_convnets.applications.nfnet import (
     NFNetF7,
     NFNetL0,
 )
-from keras_convnets.applications.rdnet import RDNetBase, RDNetLarge, RDNetSmall, RDNetTiny
+from keras_convnets.applications.overlock import (
+    OverLoCK_B,
+    OverLoCK_S,
+    OverLoCK_T,
+    OverLoCK_XT,
+)
+from keras_convnets.applications.pfnet import (
+    PiTBaseMax,
+    PiTSmallMax,
+    PiTTinyMax,
+    ResNet50Hybrid,
+    ResNet50Max,
+    ViTBaseMax,
+    ViTSmallMax,
+    ViTTinyMax,
+)
+from keras_convnets.applications.poolformer import (
+    IdentityFormerM36,
+    IdentityFormerM48,
+    IdentityFormerS12,
+    IdentityFormerS24,
+    IdentityFormerS36,
+    PoolFormerM36,
+    PoolFormerM48,
+    PoolFormerS12,
+    PoolFormerS24,
+    PoolFormerS36,
+    PoolFormerV2M36,
+    PoolFormerV2M48,
+    PoolFormerV2S12,
+    PoolFormerV2S24,
+    PoolFormerV2S36,
+    RandFormerM36,
+    RandFormerM48,
+    RandFormerS12,
+    RandFormerS24,
+    RandFormerS36,
+)
+from keras_convnets.applications.rdnet import (
+    RDNetBase,
+    RDNetLarge,
+    RDNetSmall,
+    RDNetTiny,
+)
 from keras_convnets.applications.regnet import (
     RegNetX_002,
     RegNetX_004,
@@ -263,7 +395,10 @@ from keras_convnets.applications.regnet import (
     RegNetY_1280,
     RegNetY_2560,
 )
-from keras_convnets.applications.regnetv import RegNetV_040, RegNetV_064
+from keras_convnets.applications.regnetv import (
+    RegNetV_040,
+    RegNetV_064,
+)
 from keras_convnets.applications.regnetz import (
     RegNetZ_005,
     RegNetZ_040,
@@ -286,6 +421,19 @@ from keras_convnets.applications.repghost import (
     RepGhostNet_130,
     RepGhostNet_150,
     RepGhostNet_200,
+)
+from keras_convnets.applications.replknet import (
+    RepLKNet31B,
+    RepLKNet31L,
+    RepLKNetXL,
+)
+from keras_convnets.applications.repnext import (
+    RepNeXtM0,
+    RepNeXtM1,
+    RepNeXtM2,
+    RepNeXtM3,
+    RepNeXtM4,
+    RepNeXtM5,
 )
 from keras_convnets.applications.repvgg import (
     RepVGG_A0,
@@ -399,11 +547,62 @@ from keras_convnets.applications.resnet_ts import (
     SEResNet33ts,
     SEResNeXt26ts,
 )
+from keras_convnets.applications.shufflenet_v1 import (
+    ShuffleNetV1_0_5x_G3,
+    ShuffleNetV1_0_5x_G8,
+    ShuffleNetV1_1_0x_G3,
+    ShuffleNetV1_1_0x_G8,
+    ShuffleNetV1_1_5x_G3,
+    ShuffleNetV1_1_5x_G8,
+    ShuffleNetV1_2_0x_G3,
+    ShuffleNetV1_2_0x_G8,
+)
 from keras_convnets.applications.shufflenet_v2 import (
     ShuffleNetV2_x0_5,
     ShuffleNetV2_x1_0,
     ShuffleNetV2_x1_5,
     ShuffleNetV2_x2_0,
+)
+from keras_convnets.applications.simplenet import (
+    SimpleNetCIFAR5M,
+    SimpleNetCIFAR5MExtraPool,
+    SimpleNetCIFAR310K,
+    SimpleNetCIFAR460K,
+    SimpleNetV1_5M_M1,
+    SimpleNetV1_5M_M2,
+    SimpleNetV1_9M_M1,
+    SimpleNetV1_9M_M2,
+    SimpleNetV1Small_M1_05,
+    SimpleNetV1Small_M1_075,
+    SimpleNetV1Small_M2_05,
+    SimpleNetV1Small_M2_075,
+)
+from keras_convnets.applications.sparsenet import (
+    DenseNet40_12,
+    DenseNet100_12,
+    DenseNetBC100_12,
+    DenseNetBC190_40,
+    DenseNetBC250_24,
+    SparseNet40_24,
+    SparseNet100_16_32_64,
+    SparseNet100_36,
+    SparseNetBC100_16_32_64,
+    SparseNetBC100_24,
+    SparseNetBC100_32_64_128,
+)
+from keras_convnets.applications.spartan import (
+    SpaRTANSmall,
+)
+from keras_convnets.applications.unireplknet import (
+    UniRepLKNetA,
+    UniRepLKNetB,
+    UniRepLKNetF,
+    UniRepLKNetL,
+    UniRepLKNetN,
+    UniRepLKNetP,
+    UniRepLKNetS,
+    UniRepLKNetT,
+    UniRepLKNetXL,
 )
 from keras_convnets.applications.vgg import (
     VGG11,

@@ -179,7 +179,14 @@ def _build(
     state = _open_weights(variant, tag, checkpoint, weights)
     if include_top and classes is None:
         classes = _published_classes(row, variant, checkpoint, state)
-    image = _image(input_tensor, input_shape, include_top, checkpoint)
+    is_fixed = row.is_fixed(variant)
+    image = _image(input_tensor, input_shape, include_top or is_fixed, checkpoint)
+    if is_fixed and None in image.shape[1:]:
+        raise ValueError(
+            f"{variant} has weights for each position of its maps, so that a model is made for "
+            f"images of one size: input_shape={tuple(image.shape[1:])} must be numbers, e.g. "
+            f"({DEFAULT_SIZE}, {DEFAULT_SIZE}, 3)."
+        )
 
     taps, final, head = _maps(row, variant, image, drop_path_rate)
     if features:
@@ -298,9 +305,9 @@ def _published_classes(row, variant, checkpoint, state):
     return classes
 
 
-def _image(input_tensor, input_shape, include_top, checkpoint):
+def _image(input_tensor, input_shape, is_sized, checkpoint):
     if input_tensor is None:
-        size = (checkpoint.input_size if checkpoint else DEFAULT_SIZE) if include_top else None
+        size = (checkpoint.input_size if checkpoint else DEFAULT_SIZE) if is_sized else None
         shape = (size, size, 3) if input_shape is None else input_shape
         return keras.Input(_checked(shape, "input_shape"))
     if not isinstance(input_tensor, keras.KerasTensor):
@@ -329,12 +336,17 @@ def _checked(shape, argument):
     return tuple(shape)
 
 
-def build_with_taps(variant: str, input_shape: tuple[int, int, int]) -> ConvNet:
-    """A new model whose outputs are its taps, and then its probabilities."""
+def build_with_taps(
+    variant: str,
+    input_shape: tuple[int, int, int],
+    classes: int = DEFAULT_CLASSES,
+    classifier_activation: str | None = "softmax",
+) -> ConvNet:
+    """A new model whose outputs are its taps, and then those of its classifier."""
     row, image = find_family(variant), keras.Input(input_shape)
     taps, final, head = _maps(row, variant, image)
     pooled = _pooled(row, final, head, True, None)
-    outputs = _classified(row, pooled, DEFAULT_CLASSES, "softmax", 0.0)
+    outputs = _classified(row, pooled, classes, classifier_activation, 0.0)
     model = ConvNet(image, [*taps, outputs], name=variant)
     model.variant = variant
     return model

@@ -18,6 +18,7 @@ from keras_convnets.layers import (
     LayerScale,
     stochastic_depth,
 )
+from keras_convnets.layers.fast import Conv2D
 from keras_convnets.layers.initializers import NORMAL_02
 from keras_convnets.registry import Checkpoint, family
 
@@ -203,7 +204,7 @@ class ConvNeXtBlock(Block):
 def pointwise(width, mlp):
     """A linear map of the channels, as a matrix or as a 1x1 convolution."""
     if mlp == "conv":
-        return keras.layers.Conv2D(width, 1, kernel_initializer=NORMAL_02)
+        return Conv2D(width, 1, kernel_initializer=NORMAL_02)
     return keras.layers.Dense(width, kernel_initializer=NORMAL_02)
 
 
@@ -215,12 +216,12 @@ def pre_logits(x):
 def convnext(x, depths, widths, version=1, mlp="dense", drop_path_rate=0.0):
     """Yields the output of each stage: strides 4, 8, 16, 32."""
     drop_path = stochastic_depth(drop_path_rate, depths)
-    x = keras.layers.Conv2D(widths[0], 4, 4, kernel_initializer=NORMAL_02, name="stem_conv")(x)
+    x = Conv2D(widths[0], 4, 4, kernel_initializer=NORMAL_02, name="stem_conv")(x)
     x = layer_norm(name="stem_norm")(x)
     for stage, width in enumerate(widths):
         if stage:
             x = layer_norm(name=f"stage{stage}_downsample_norm")(x)
-            x = keras.layers.Conv2D(
+            x = Conv2D(
                 width, 2, 2, kernel_initializer=NORMAL_02, name=f"stage{stage}_downsample_conv"
             )(x)
         for i, rate in enumerate(drop_path[stage]):

@@ -10,6 +10,7 @@ from keras import ops
 
 from keras_convnets.applications.base import application, image_functions
 from keras_convnets.layers import Block, ConvNormAct, DropPath, stochastic_depth
+from keras_convnets.layers.fast import BatchNormalization, Conv2D
 from keras_convnets.layers.initializers import NORMAL_02
 from keras_convnets.registry import Checkpoint, family
 
@@ -47,7 +48,7 @@ KEYS = [
 
 
 def conv(width, kernel_size=1, strides=1, name=None):
-    return keras.layers.Conv2D(
+    return Conv2D(
         width,
         kernel_size,
         strides,
@@ -61,7 +62,7 @@ def conv(width, kernel_size=1, strides=1, name=None):
 def patch_merge(x, width, size, name):
     """Patches of size x size pixels as vectors of `width` channels, normalised."""
     x = conv(width, size, size, name=f"{name}_conv")(x)
-    return keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_norm")(x)
+    return BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_norm")(x)
 
 
 @keras.saving.register_keras_serializable("keras_convnets")

@@ -18,6 +18,7 @@ from keras_convnets.layers import (
     batch_norm,
     stochastic_depth,
 )
+from keras_convnets.layers.fast import Conv2D
 from keras_convnets.layers.initializers import NORMAL_02
 from keras_convnets.registry import Checkpoint, family
 
@@ -58,7 +59,7 @@ MLP_RATIOS = (4, 4, 4, 3)
 
 def conv(width, size, **name):
     """A convolution of patches of size x size pixels."""
-    return keras.layers.Conv2D(width, size, size, kernel_initializer=NORMAL_02, **name)
+    return Conv2D(width, size, size, kernel_initializer=NORMAL_02, **name)
 
 
 @keras.saving.register_keras_serializable("keras_convnets")

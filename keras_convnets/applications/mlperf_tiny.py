@@ -11,6 +11,7 @@ import keras
 from keras import layers
 
 from keras_convnets.layers.depthwise import DepthwiseConv2D
+from keras_convnets.layers.fast import BatchNormalization, Conv2D
 from keras_convnets.layers.initializers import FAN_IN_NORMAL
 
 # Output channels at full width, and stride, of the separable convolutions of MobileNetV1.
@@ -71,7 +72,7 @@ def resnet8(
         y = _convolution(x, filters, 3, strides, f"block{i}_first")
         y = _convolution(y, filters, 3, 1, f"block{i}_second", activation=False)
         if i > 0:
-            x = layers.Conv2D(
+            x = Conv2D(
                 filters,
                 1,
                 strides,
@@ -127,13 +128,13 @@ def autoencoder(features: int = 640, width: int = 128, bottleneck: int = 8) -> k
     sound = x = keras.Input((features,), name="sound")
     for i, units in enumerate((*[width] * 4, bottleneck, *[width] * 4)):
         x = layers.Dense(units, name=f"dense{i}")(x)
-        x = layers.BatchNormalization(name=f"dense{i}_norm")(x)
+        x = BatchNormalization(name=f"dense{i}_norm")(x)
         x = layers.Activation("relu", name=f"dense{i}_relu")(x)
     return keras.Model(sound, layers.Dense(features, name="output")(x), name="autoencoder")
 
 
 def _convolution(x, filters, kernel_size, strides, name, activation=True):
-    x = layers.Conv2D(
+    x = Conv2D(
         filters,
         kernel_size,
         strides,
@@ -145,7 +146,7 @@ def _convolution(x, filters, kernel_size, strides, name, activation=True):
 
 
 def _normalised(x, name, activation=True):
-    x = layers.BatchNormalization(name=f"{name}_norm")(x)
+    x = BatchNormalization(name=f"{name}_norm")(x)
     return layers.Activation("relu", name=f"{name}_relu")(x) if activation else x
 
 

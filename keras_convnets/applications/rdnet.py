@@ -17,6 +17,7 @@ from keras_convnets.layers import (
     LayerScale,
     stochastic_depth,
 )
+from keras_convnets.layers.fast import Conv2D
 from keras_convnets.layers.initializers import FAN_IN_NORMAL, FAN_OUT_NORMAL
 from keras_convnets.registry import Checkpoint, family
 
@@ -74,7 +75,7 @@ def layer_norm(**kwargs):
 
 
 def convolution(width, size=1, **kwargs):
-    return keras.layers.Conv2D(width, size, size, kernel_initializer=FAN_IN_NORMAL, **kwargs)
+    return Conv2D(width, size, size, kernel_initializer=FAN_IN_NORMAL, **kwargs)
 
 
 @keras.saving.register_keras_serializable("keras_convnets")

@@ -19,6 +19,7 @@ from keras_convnets.layers import (
     convolution,
     make_divisible,
 )
+from keras_convnets.layers.fast import Conv2D
 from keras_convnets.layers.initializers import FAN_OUT_UNIFORM, TORCH_UNIFORM
 from keras_convnets.registry import Checkpoint, family
 
@@ -200,7 +201,7 @@ class RepGhostBottleneck(Block):
 def pre_logits(x, width=1280):
     """As in MobileNetV3, the last convolution comes after the pooling."""
     x = keras.layers.Reshape((1, 1, x.shape[-1]), name="head_map")(x)
-    x = keras.layers.Conv2D(width, 1, kernel_initializer=TORCH_UNIFORM, name="head_conv")(x)
+    x = Conv2D(width, 1, kernel_initializer=TORCH_UNIFORM, name="head_conv")(x)
     x = keras.layers.Activation("relu", name="head_activation")(x)
     return keras.layers.Flatten(name="head_features")(x)
 

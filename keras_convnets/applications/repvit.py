@@ -77,8 +77,8 @@ def conv_norm(width, kernel_size=1, strides=1, activation=None, **arguments):
     return block
 
 
-def depthwise_norm(kernel_size, strides=1):
-    block = DepthwiseNormAct(kernel_size, strides)
+def depthwise_norm(kernel_size, strides=1, **name):
+    block = DepthwiseNormAct(kernel_size, strides, **name)
     # One channel has kernel_size^2 inputs, as many as outputs.
     block.conv.depthwise_initializer = keras.initializers.get(FAN_OUT_UNIFORM)
     return block

@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from keras_convnets.applications.base import application, image_functions
-from keras_convnets.layers import Block, ConvNormAct, DepthwiseNormAct
+from keras_convnets.layers import Block, ChannelShuffle, ConvNormAct, DepthwiseNormAct
 from keras_convnets.layers.initializers import FAN_OUT_UNIFORM, TORCH_UNIFORM
 from keras_convnets.registry import Checkpoint, family
 
@@ -66,37 +66,6 @@ KEYS = [
     (r"^(conv[15])/norm", r"\1/1"),
     (r"^head$", "fc"),
 ]
-
-
-@keras.saving.register_keras_serializable("keras_convnets")
-class ChannelShuffle(keras.layers.Layer):
-    """Deals the channels out: the first of each group, then the second of each, and so on.
-
-    Input and output: (batch, height, width, channels). What shuffling in `channels / groups` groups
-    undoes.
-
-    Raises:
-        ValueError: if the groups do not divide the channels.
-    """
-
-    def __init__(self, groups: int, **kwargs):
-        super().__init__(**kwargs)
-        self.groups = groups
-
-    def call(self, x):
-        shape = ops.shape(x)
-        x = ops.reshape(x, (-1, self.groups, shape[-1] // self.groups))
-        return ops.reshape(ops.swapaxes(x, 1, 2), shape)
-
-    def compute_output_shape(self, input_shape):
-        return input_shape
-
-    def build(self, input_shape):
-        if input_shape[-1] % self.groups:
-            raise ValueError(
-                f"ChannelShuffle: groups={self.groups} must divide the channels of the input. "
-                f"Received: input_shape={tuple(input_shape)}"
-            )
 
 
 def pointwise(width, strides=1, kernel_size=1, name=None):

@@ -12,6 +12,7 @@ import keras
 from keras import ops
 
 from keras_convnets.applications.base import application, image_functions
+from keras_convnets.layers.fast import BatchNormalization, Conv2D
 from keras_convnets.layers.initializers import FAN_OUT_NORMAL, NORMAL_01
 from keras_convnets.registry import Checkpoint, family
 
@@ -89,9 +90,7 @@ def pre_pool(x):
     width = 8 * x.shape[-1]
     x = EnlargeSmallMap(HEAD_KERNEL, name="head_enlarge")(x)
     for i, kernel_size in enumerate((HEAD_KERNEL, 1), start=1):
-        x = keras.layers.Conv2D(
-            width, kernel_size, kernel_initializer=FAN_OUT_NORMAL, name=f"head_fc{i}"
-        )(x)
+        x = Conv2D(width, kernel_size, kernel_initializer=FAN_OUT_NORMAL, name=f"head_fc{i}")(x)
         x = keras.layers.Activation("relu", name=f"head_act{i}")(x)
     return x
 
@@ -105,11 +104,11 @@ def vgg(x, depths, widths=(64, 128, 256, 512, 512), batch_norm=False):
     names = (f"features_{i}" for i in itertools.count())
     for depth, width in zip(depths, widths):
         for _ in range(depth):
-            x = keras.layers.Conv2D(
+            x = Conv2D(
                 width, 3, padding="same", kernel_initializer=FAN_OUT_NORMAL, name=next(names)
             )(x)
             if batch_norm:
-                x = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=next(names))(x)
+                x = BatchNormalization(momentum=0.9, epsilon=1e-5, name=next(names))(x)
             x = keras.layers.Activation("relu", name=next(names))(x)
         yield x
         x = keras.layers.MaxPooling2D(2, name=next(names))(x)

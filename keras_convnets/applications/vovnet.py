@@ -21,6 +21,7 @@ from keras_convnets.layers import (
     EfficientChannelAttention,
     stochastic_depth,
 )
+from keras_convnets.layers.fast import BatchNormalization, Conv2D
 from keras_convnets.layers.initializers import FAN_IN_NORMAL, FAN_OUT_NORMAL
 from keras_convnets.registry import Checkpoint, family
 
@@ -93,10 +94,8 @@ class SeparableNormAct(Block):
         self.depthwise = DepthwiseConv2D(
             3, strides, padding=1, use_bias=False, depthwise_initializer=FAN_IN_NORMAL
         )
-        self.pointwise = keras.layers.Conv2D(
-            width, 1, use_bias=False, kernel_initializer=FAN_OUT_NORMAL
-        )
-        self.norm = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5)
+        self.pointwise = Conv2D(width, 1, use_bias=False, kernel_initializer=FAN_OUT_NORMAL)
+        self.norm = BatchNormalization(momentum=0.9, epsilon=1e-5)
         self.activation = keras.layers.Activation("relu")
 
     def call(self, x):

@@ -26,7 +26,7 @@ from keras_convnets.deploy.runner import to_integers
 from keras_convnets.graph.fold import fold_batchnorm
 from keras_convnets.graph.padding import fold_padding
 from keras_convnets.graph.reparameterize import reparameterize
-from keras_convnets.graph.rewrite import graph_nodes
+from keras_convnets.graph.rewrite import graph_nodes, in_turn
 
 INSTALL = 'pip install "keras-convnets[micro]"'
 FILES = ("main.cc", "model.h", "model.tflite", "model_data.cc", "report.json")
@@ -132,7 +132,7 @@ def export_micro(
     calibration = check_calibration(calibration, model)
     check_packages("microcontrollers", INSTALL, "tensorflow", "ai_edge_litert", "tflite_micro")
     with _replaced(folder) as part:
-        flat = fold_padding(fold_batchnorm(reparameterize(model)))
+        flat = in_turn(model, reparameterize, fold_batchnorm, fold_padding)
         _make_names_plain(flat)
         path = export_litert(flat, part / "model.tflite", "int8", calibration, integer_only=True)
         file = LiteRTFile(path)

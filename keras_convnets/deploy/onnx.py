@@ -13,7 +13,9 @@ import numpy as np
 from keras_convnets.deploy.child import on_tensorflow
 from keras_convnets.deploy.export import check_model, check_packages, outputs_of, write_checked
 from keras_convnets.graph import fold_batchnorm, reparameterize, rewrite
+from keras_convnets.graph.rewrite import in_turn
 from keras_convnets.layers import CondConv2D
+from keras_convnets.layers.fast import CONV2D
 from keras_convnets.quiet import silenced_stderr
 
 INSTALL = 'pip install "keras-convnets[onnx]"'
@@ -73,7 +75,7 @@ def export_onnx(model: keras.Model, path: str | os.PathLike, opset: int = 18) ->
 
 def convert(model: keras.Model, opset: int) -> bytes:
     """The content of the file. For the tensorflow backend; see `on_tensorflow`."""
-    fused = in_the_open(fold_batchnorm(reparameterize(model)))
+    fused = in_turn(model, reparameterize, fold_batchnorm, in_the_open)
 
     def function(image):
         outputs = keras.tree.flatten(fused(image, training=False))
@@ -127,7 +129,7 @@ def in_the_open(model: keras.Model) -> keras.Model:
 def _in_the_open(operation, node):
     if hasattr(operation, "by_products"):
         return operation.by_products(node.input_tensors[0].shape)
-    if type(operation) is not keras.layers.Conv2D or operation.groups == 1:
+    if type(operation) not in CONV2D or operation.groups == 1:
         return None
     layer = _GroupedConv2D.from_config(operation.get_config())
     layer.build(node.input_tensors[0].shape)

@@ -137,7 +137,8 @@ def quantize_throughout(content: bytes, images: np.ndarray, ends: str) -> bytes:
 
 def measure_ranges(content: bytes, images: np.ndarray) -> dict[int, tuple[float, float]]:
     """The least and the largest value that each tensor of a float file has for some images, by the
-    tensor's index; of what the operators write, and the input.
+    tensor's index; of what the operators write, and the input. Of a tensor that is zero throughout,
+    such as the output of a ReLU that lets nothing pass, 0 and 1: XNNPACK refuses a step of 0.
 
     The converter's own calibration lets ADD write over one of its inputs, which then gets the range
     of the sum: where the branch of a residual block is small, most of its bits are lost. Here each
@@ -166,6 +167,7 @@ def measure_ranges(content: bytes, images: np.ndarray) -> dict[int, tuple[float,
         ends = [(x.min(), x.max()) for x in map(interpreter.get_tensor, written)]
         lows = np.minimum(lows, [low for low, _ in ends])
         highs = np.maximum(highs, [high for _, high in ends])
+    highs[(lows == 0) & (highs == 0)] = 1
     return dict(zip(written, zip(lows.tolist(), highs.tolist())))
 
 

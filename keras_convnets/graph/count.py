@@ -10,8 +10,10 @@ import ml_dtypes  # noqa: F401  (NumPy knows bfloat16 by it)
 import numpy as np
 
 from keras_convnets.graph.rewrite import graph_nodes, leaf_graph
+from keras_convnets.layers.computed import ComputedConv2D
 from keras_convnets.layers.condconv import CondConv2D
 from keras_convnets.layers.depthwise import BlurPool2D, DepthwiseConv2D
+from keras_convnets.ops.neighborhood import AggregateNeighborhood, ScoreNeighborhood
 
 
 @dataclass(frozen=True)
@@ -116,9 +118,16 @@ def _macs(operation, input_shapes, outputs):
         return outputs * math.prod(operation.kernel.shape[:-1])
     if isinstance(operation, keras.layers.Dense):
         return outputs * operation.kernel.shape[0]
+    if isinstance(operation, ComputedConv2D):
+        taps = math.prod(operation.kernel_size)
+        return outputs * taps * operation.channels // operation.groups
     if isinstance(operation, CondConv2D):
         kernel = operation.kernel.shape
         return outputs * math.prod(kernel[1:-1]) + math.prod(kernel)  # and the mixture of experts
+    if isinstance(operation, AggregateNeighborhood):
+        return outputs * operation.neighborhood.taps
+    if isinstance(operation, ScoreNeighborhood):
+        return outputs * input_shapes[0][-1] // operation.groups
     if type(operation).__name__ == "Matmul":
         return outputs * input_shapes[0][-1]
     return 0

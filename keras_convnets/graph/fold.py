@@ -12,13 +12,14 @@ import numpy as np
 from keras import layers
 
 from keras_convnets.graph.rewrite import consumers_of, graph_nodes, leaf_graph, rebuild
+from keras_convnets.layers.fast import BATCH_NORM, CONV2D
 from keras_convnets.layers.leaves import DropPath
 from keras_convnets.layers.rep import DEPTHWISE, TRANSPOSED, norm_affine, per_output
 
 # All comparisons are of exact types: a subclass may do something else with its kernel.
-CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
+CONVOLUTIONS = (layers.Conv1D, *CONV2D, layers.Conv3D)
 FOLDS_NORM_AFTER = (*CONVOLUTIONS, *DEPTHWISE, *TRANSPOSED, layers.Dense)
-FOLDS_NORM_BEFORE = (*CONVOLUTIONS, *DEPTHWISE, layers.Dense, layers.BatchNormalization)
+FOLDS_NORM_BEFORE = (*CONVOLUTIONS, *DEPTHWISE, layers.Dense, *BATCH_NORM)
 # A factor and a summand per channel may move across these.
 IDENTITIES = (
     layers.ActivityRegularization,
@@ -60,7 +61,7 @@ def fold_batchnorm(model: keras.Model) -> keras.Model:
     with leaf_graph(model) as graph:
         plan = _Plan(graph)
         for operation in dict.fromkeys(node.operation for node in plan.nodes):
-            if type(operation) is layers.BatchNormalization:
+            if type(operation) in BATCH_NORM:
                 plan.fold(operation)
         return rebuild(graph, plan.replace)
 
@@ -117,7 +118,7 @@ class _Plan:
 
     def _change(self, node):
         if node.operation not in self.changed:
-            kind = _Norm if type(node.operation) is layers.BatchNormalization else _Linear
+            kind = _Norm if type(node.operation) in BATCH_NORM else _Linear
             self.changed[node.operation] = kind(node)
         return self.changed[node.operation]
 
@@ -199,7 +200,7 @@ def _folds_norm_before(node, affine):
     layer, x = node.operation, node.input_tensors[0]
     if type(layer) not in FOLDS_NORM_BEFORE or not _is_inference(node) or not _is_float(layer):
         return False
-    if type(layer) is layers.BatchNormalization:
+    if type(layer) in BATCH_NORM:
         return affine.axis == layer.axis % len(x.shape)
     return affine.axis == _channel_axis(layer, x) and not _pads(layer, x.shape)
 
@@ -281,7 +282,7 @@ class _Norm:
 
     def build(self) -> layers.BatchNormalization:
         changes = {"scale": True, "center": True, "renorm": False}
-        layer = layers.BatchNormalization.from_config({**self.layer.get_config(), **changes})
+        layer = type(self.layer).from_config({**self.layer.get_config(), **changes})
         layer.build(self.input_shape)
         layer.gamma.assign(self.scale * np.sqrt(1 + layer.epsilon))
         layer.beta.assign(self.shift)

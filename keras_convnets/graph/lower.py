@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 from collections.abc import Callable
 
@@ -12,9 +11,11 @@ from keras import layers, ops
 
 from keras_convnets.graph.fold import fold_batchnorm
 from keras_convnets.graph.reparameterize import reparameterize
-from keras_convnets.graph.rewrite import rewrite
+from keras_convnets.graph.rewrite import in_turn, rewrite
 from keras_convnets.layers.depthwise import DepthwiseConv2D
+from keras_convnets.layers.fast import CONV2D, BatchNormalization, Conv2D
 from keras_convnets.layers.leaves import LayerScale
+from keras_convnets.layers.metaformer import StarReLU
 from keras_convnets.ops._geometry import zeros_around
 
 # XNNPACK has depthwise kernels of up to 25 taps. A larger one falls back to a loop that is 6 to 20
@@ -27,11 +28,14 @@ def lower(model: keras.Model) -> keras.Model:
 
     After `reparameterize` and `fold_batchnorm`:
 
-    - LayerNormalization over channels is (x - mean) / sqrt(mean of its square + epsilon); its scale
-      and shift, and every LayerScale, go into the convolutions and dense layers around them.
+    - A normalisation over channels or over the whole map is (x - mean) / sqrt(mean of its square +
+      epsilon); its scale and shift, every LayerScale, and the numbers of a StarReLU go into the
+      convolutions and dense layers around them.
     - Dense layers on maps are 1x1 convolutions.
     - Depthwise convolutions of more than 25 taps are sums of smaller ones.
-    - Grouped convolutions are convolutions of slices.
+    - Grouped convolutions are convolutions of slices; with two channels in each group, of which
+      there are many, they are two depthwise ones.
+    - The largest values of a map, kept as a map of one position, are max pooling of all of it.
     - Fourier transforms are products with their matrices: a layer or operation with a method
       `by_products(input_shape)` is replaced by what that returns, the same with the same weights.
 
@@ -45,10 +49,7 @@ def lower(model: keras.Model) -> keras.Model:
     Raises:
         ValueError: as `graph.flatten`.
     """
-    for step in (reparameterize, _open_scales, fold_batchnorm, lower_products):
-        model = step(model)
-        gc.collect()  # models are cycles, and each copy has weights of its own
-    return model
+    return in_turn(model, reparameterize, _open_scales, fold_batchnorm, lower_products)
 
 
 def _open_scales(model):
@@ -81,33 +82,61 @@ def open_layer_scale(operation: keras.Operation, node) -> Callable | None:
 
 
 def _open_scale(operation, node) -> Callable | None:
-    if type(operation) is LayerScale:
-        return open_layer_scale(operation, node)
-    if not is_layer_norm(operation, node):
+    if type(operation) in (LayerScale, StarReLU):
+        return open_layer_scale(operation, node) or open_star_relu(operation, node)
+    axes = normalized_axes(operation, node)
+    if axes is None:
         return None
-    scaled = affine(operation.name, node, operation.gamma, operation.beta)
+    scaled = affine_of(operation, node)
     epsilon = operation.epsilon
 
     def normalise(x):
-        x = x - ops.mean(x, axis=-1, keepdims=True)
-        variance = ops.mean(ops.square(x), axis=-1, keepdims=True)
+        x = x - ops.mean(x, axis=axes, keepdims=True)
+        variance = ops.mean(ops.square(x), axis=axes, keepdims=True)
         return scaled(x * ops.rsqrt(variance + epsilon))
 
     return normalise
 
 
-def is_layer_norm(operation: keras.Operation, node) -> bool:
-    """Whether an operation is a LayerNormalization over channels only."""
-    if type(operation) is not layers.LayerNormalization or operation.rms_scaling:
-        return False
-    rank = len(node.outputs[0].shape)
-    return list(np.ravel(operation.axis) % rank) == [rank - 1]
+def open_star_relu(operation: keras.Operation, node) -> Callable | None:
+    """A StarReLU as a square and a BatchNormalization, `None` for what is none."""
+    if type(operation) is not StarReLU:
+        return None
+    channels = node.outputs[0].shape[-1]
+    scaled = affine(
+        operation.name,
+        node,
+        *(np.repeat(ops.convert_to_numpy(v), channels) for v in (operation.scale, operation.bias)),
+    )
+
+    def activate(x):
+        x = ops.relu(x)
+        return scaled(ops.multiply(x, x))
+
+    return activate
 
 
-def affine(name: str, node, scale=None, shift=None) -> layers.BatchNormalization:
+def normalized_axes(operation: keras.Operation, node) -> tuple[int, ...] | None:
+    """The axes whose statistics a normalisation takes, if it is over channels or over all but the
+    batch, with a scale and a shift per channel; `None` for others."""
+    kind, rank = type(operation), len(node.outputs[0].shape)
+    if kind is layers.LayerNormalization and not operation.rms_scaling:
+        return (-1,) if list(np.ravel(operation.axis) % rank) == [rank - 1] else None
+    if kind is layers.GroupNormalization and operation.groups == 1:
+        return tuple(range(1, rank)) if operation.axis in (-1, rank - 1) else None
+    return None
+
+
+def affine_of(norm: keras.Layer, node) -> BatchNormalization:
+    """Scale and shift of a normalisation as `affine`."""
+    scale = norm.gamma if norm.scale else None
+    return affine(norm.name, node, scale, norm.beta if norm.center else None)
+
+
+def affine(name: str, node, scale=None, shift=None) -> BatchNormalization:
     """A scale and a shift per channel, of a node's output, as a BatchNormalization."""
     shape = node.outputs[0].shape
-    norm = layers.BatchNormalization(
+    norm = BatchNormalization(
         axis=-1, scale=scale is not None, center=shift is not None, epsilon=0.0, name=name
     )
     norm.build(shape)
@@ -123,8 +152,11 @@ def _lower_product(operation, node) -> Callable | None:
         return operation.by_products(node.input_tensors[0].shape)
     if kind is layers.Dense and len(shape) == 4:
         return _pointwise(operation, node.input_tensors[0].shape)
-    if kind is layers.Conv2D and operation.groups > 1:
-        return _sliced(operation, node.input_tensors[0].shape)
+    if kind in CONV2D and operation.groups > 1:
+        convolve = _paired if _has_pairs(operation) else _sliced
+        return convolve(operation, node.input_tensors[0].shape)
+    if kind is layers.GlobalMaxPooling2D and operation.keepdims:
+        return layers.MaxPooling2D(node.input_tensors[0].shape[1:3], name=operation.name)
     if (
         kind in (DepthwiseConv2D, layers.DepthwiseConv2D)
         and operation.kernel.shape[-1] == 1
@@ -136,7 +168,7 @@ def _lower_product(operation, node) -> Callable | None:
 
 def _pointwise(dense, input_shape):
     """A dense layer as a 1x1 convolution."""
-    convolution = layers.Conv2D(
+    convolution = Conv2D(
         dense.units, 1, activation=dense.activation, use_bias=dense.use_bias, name=dense.name
     )
     convolution.build(input_shape)
@@ -154,7 +186,7 @@ def _sliced(grouped, input_shape):
     biases = np.split(ops.convert_to_numpy(grouped.bias), groups) if grouped.use_bias else []
     parts = []
     for i in range(groups):
-        part = layers.Conv2D.from_config(config | {"name": f"{grouped.name}_group{i}"})
+        part = Conv2D.from_config(config | {"name": f"{grouped.name}_group{i}"})
         part.build((*input_shape[:-1], channels))
         part.set_weights([kernels[i], *biases[i : i + 1]])
         parts.append(part)
@@ -162,6 +194,42 @@ def _sliced(grouped, input_shape):
     def convolve(x):
         slices = ops.split(x, groups, axis=-1)
         return ops.concatenate([part(x) for part, x in zip(parts, slices)], axis=-1)
+
+    return convolve
+
+
+def _has_pairs(grouped):
+    """Whether a grouped convolution has two channels in each group, before and after."""
+    pairs = grouped.kernel.shape[2] == 2 and grouped.filters == 2 * grouped.groups
+    return pairs and math.prod(grouped.kernel_size) <= MOST_TAPS
+
+
+def _paired(grouped, input_shape):
+    """A convolution of pairs of channels as two depthwise ones, of the map and of the map whose
+    pairs are swapped: each output has a kernel for its own channel and one for the other."""
+    kernel = ops.convert_to_numpy(grouped.kernel)
+    channels = np.arange(grouped.filters)
+    halves = []
+    for name, inputs in (("own", channels % 2), ("other", 1 - channels % 2)):
+        half = DepthwiseConv2D(
+            grouped.kernel_size,
+            grouped.strides,
+            grouped.padding,
+            grouped.dilation_rate,
+            use_bias=grouped.use_bias and not halves,
+            name=f"{grouped.name}_{name}",
+        )
+        half.build(input_shape)
+        part = kernel[:, :, inputs, channels, None]
+        half.set_weights([part, grouped.bias] if half.use_bias else [part])
+        halves.append(half)
+    own, other = halves
+
+    def convolve(x):
+        # Four axes and whole slices: XNNPACK has no others.
+        pairs = ops.reshape(x, (-1, input_shape[1], input_shape[2] * len(channels) // 2, 2))
+        swapped = ops.concatenate([pairs[..., 1:], pairs[..., :1]], axis=-1)
+        return grouped.activation(own(x) + other(ops.reshape(swapped, (-1, *input_shape[1:]))))
 
     return convolve
 

@@ -10,9 +10,10 @@ from keras import layers
 
 from keras_convnets.graph.rewrite import graph_nodes, leaf_graph, rebuild
 from keras_convnets.layers.depthwise import DepthwiseConv2D
+from keras_convnets.layers.fast import CONV2D
 
 # Exact types: a subclass may do something else with its kernel.
-CONVOLUTIONS = (layers.Conv2D, layers.DepthwiseConv2D, DepthwiseConv2D)
+CONVOLUTIONS = (*CONV2D, layers.DepthwiseConv2D, DepthwiseConv2D)
 
 
 def fold_padding(model: keras.Model) -> keras.Model:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 from collections import Counter
 from collections.abc import Callable, Iterator
 
 import keras
 import numpy as np
 from keras.src.backend.common import global_state
+
+from keras_convnets.layers.block import opening
 
 
 def is_compound(operation: keras.Operation) -> bool:
@@ -41,6 +44,28 @@ def consumers_of(nodes: list) -> dict[int, list]:
         for x in node.input_tensors:
             consumers.setdefault(id(x), []).append(node)
     return consumers
+
+
+_given = []  # copies that are of no more use, the last one to the pass that runs
+
+
+def in_turn(model: keras.Model, *passes: Callable[[keras.Model], keras.Model]) -> keras.Model:
+    """Passes one after the other. Each but the first takes the layers that it keeps from the copy
+    that the one before made, which nobody else has, instead of copying them and their weights."""
+    first, *others = passes
+    model = first(model)
+    for step in others:
+        _given.append(model)
+        try:
+            model = step(model)
+        finally:
+            _given.pop()
+        gc.collect()  # models are cycles
+    return model
+
+
+def _is_given(model):
+    return bool(_given) and _given[-1] is model
 
 
 def rewrite(
@@ -75,12 +100,15 @@ def rebuild(
     and of the one that stands for it: what the rest of the new graph is to take instead.
     """
     copies = {}
+    given = _is_given(graph)
 
     def choose(node):
         operation = node.operation
         replacement = replace(operation, node)
         if replacement is not None:
             return replacement
+        if given:
+            return operation
         if operation in copies:
             return copies[operation]
         copies[operation] = type(operation).from_config(operation.get_config())
@@ -123,7 +151,11 @@ def _rerun(graph, choose, follow=lambda tensor, new: new, input_shape=None):
     tensors = {
         id(old): follow(old, new) for old, new in zip(graph.inputs, keras.tree.flatten(inputs))
     }
-    for node in graph_nodes(graph):
+    nodes = graph_nodes(graph)
+    if _is_given(graph):  # else its layers would keep it, and all that is replaced, in memory
+        for operation in graph.operations:
+            del operation._inbound_nodes[:], operation._outbound_nodes[:]
+    for node in nodes:
         args, kwargs = node.arguments.fill_in(tensors)
         outputs = choose(node)(*args, **kwargs)
         for old, new in zip(node.outputs, keras.tree.flatten(outputs)):
@@ -173,26 +205,35 @@ def leaf_graph(
     Args:
         model: as in `flatten`.
         expand: function of an operation: what to put in its place, or `None` to keep it. It is
-            asked again about what it has put there. A new layer takes the path as its name.
+            asked once, and about what it has put there. A new layer takes the path as its name.
         input_shape: of another image, without the batch; default: that of the model.
     """
     inputs, outputs = _ends(model)
+    if _is_given(model) and input_shape is None and not any(map(expand, model.operations)):
+        yield model
+        return
     _check_variables(model)
     with _borrowed(model) as name_sublayers:
+
+        @functools.cache  # of a layer that is called twice
+        def stand_in(operation):
+            new = expand(operation)
+            if isinstance(new, keras.Layer):
+                new.name = operation.name
+                name_sublayers(new, f"{new.name}_")
+            return new
+
         graph = keras.Model(inputs, outputs, name=model.name)
         while True:
-            expansions = {op: new for op in graph.operations if (new := expand(op)) is not None}
+            expansions = {op: new for op in graph.operations if (new := stand_in(op)) is not None}
             if not expansions and input_shape is None:
                 break
-            for operation, new in expansions.items():
-                if isinstance(new, keras.Layer):
-                    new.name = operation.name
-                    name_sublayers(new, f"{new.name}_")
-            graph = _rerun(
-                graph,
-                lambda node, new=expansions: new.get(node.operation, node.operation),
-                input_shape=input_shape,
-            )
+            with opening(stand_in):  # the blocks in them too, which saves a copy for each level
+                graph = _rerun(
+                    graph,
+                    lambda node, new=expansions: new.get(node.operation, node.operation),
+                    input_shape=input_shape,
+                )
             input_shape = None
         yield graph
 

@@ -7,7 +7,8 @@ from keras import ops
 
 from keras_convnets.layers.block import Block
 from keras_convnets.layers.conv import DepthwiseNormAct
-from keras_convnets.layers.initializers import GLOROT_UNIFORM
+from keras_convnets.layers.fast import BatchNormalization, Conv2D
+from keras_convnets.layers.initializers import GLOROT_UNIFORM, NORMAL_02
 from keras_convnets.layers.leaves import DropPath, LayerScale
 
 
@@ -31,6 +32,50 @@ class RowsToMap(keras.layers.Layer):
     def compute_output_shape(self, input_shape):
         rows, like = input_shape
         return (*like[:3], self.split * rows[-1])
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
+class SelfAttention2D(Block):
+    """proj(softmax(q k^T / sqrt(width / heads)) v) between all positions, by heads.
+
+    Vaswani et al. 2017 (https://arxiv.org/abs/1706.03762, section 3.2). Input and output: (batch,
+    height, width, width_of_stage).
+
+    Args:
+        width: channels of input and output.
+        heads: attentions side by side, each of `width / heads` channels.
+        use_bias: whether the two linear maps add biases.
+        kernel_initializer: of the two linear maps.
+
+    Raises:
+        ValueError: for heads that do not divide the width.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        use_bias: bool = True,
+        kernel_initializer: str = NORMAL_02,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if not heads or width % heads:
+            raise ValueError(f"SelfAttention2D: heads={heads} must divide width={width}.")
+        self.scale = (width // heads) ** -0.5
+        linear = {"use_bias": use_bias, "kernel_initializer": kernel_initializer}
+        self.qkv = keras.layers.Dense(3 * width, **linear)
+        self.to_heads = keras.layers.Reshape((-1, heads, width // heads))
+        self.to_rows = keras.layers.Reshape((-1, width))
+        self.to_map = RowsToMap()
+        self.proj = keras.layers.Dense(width, **linear)
+
+    def call(self, x):
+        q, k, v = (self.to_heads(part) for part in ops.split(self.qkv(x), 3, axis=-1))
+        q = ops.transpose(q, (0, 2, 1, 3)) * self.scale
+        weights = ops.softmax(ops.matmul(q, ops.transpose(k, (0, 2, 3, 1))))
+        y = ops.matmul(weights, ops.transpose(v, (0, 2, 1, 3)))
+        return self.proj(self.to_map([self.to_rows(ops.transpose(y, (0, 2, 1, 3))), x]))
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
@@ -96,7 +141,7 @@ class MobileAttention(Block):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.norm = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5)
+        self.norm = BatchNormalization(momentum=0.9, epsilon=1e-5)
         self.attention = MultiQueryAttention(channels, heads, key_dim, strides)
         self.layer_scale = LayerScale(layer_scale)
         self.drop_path = DropPath(drop_path)
@@ -106,10 +151,8 @@ class MobileAttention(Block):
 
 
 def pointwise(width):
-    return keras.layers.Conv2D(width, 1, use_bias=False, kernel_initializer=GLOROT_UNIFORM)
+    return Conv2D(width, 1, use_bias=False, kernel_initializer=GLOROT_UNIFORM)
 
 
 def reduction(strides):
-    block = DepthwiseNormAct(3, strides)
-    block.conv.depthwise_initializer = keras.initializers.get(GLOROT_UNIFORM)
-    return block
+    return DepthwiseNormAct(3, strides, kernel_initializer=GLOROT_UNIFORM)

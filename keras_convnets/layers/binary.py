@@ -10,6 +10,8 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from keras_convnets.layers.fast import Conv2D
+
 SCALES = ("mean", "median")
 # Least step of ternary weights, and least reach of 8-bit inputs.
 EPSILON = 1e-5
@@ -72,9 +74,9 @@ class BinaryConv2D(layers.Conv2D):
     def convolution_op(self, inputs, kernel):
         return super().convolution_op(inputs, binary_kernel(kernel))
 
-    def fused(self) -> layers.Conv2D:
+    def fused(self) -> Conv2D:
         """See `graph.reparameterize`."""
-        convolution = layers.Conv2D.from_config(self.get_config())
+        convolution = Conv2D.from_config(self.get_config())
         convolution.build_from_config(self.get_build_config())
         convolution.set_weights(self.get_weights())
         convolution.kernel.assign(binary_kernel(convolution.kernel))

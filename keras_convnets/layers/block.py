@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
+
 import keras
+
+_openers = []
+
+
+@contextlib.contextmanager
+def opening(stand_in: Callable[[Block], Callable | None]) -> Iterator[None]:
+    """Within, a block that is called asks what is to be called instead; `None` is for itself."""
+    _openers.append(stand_in)
+    try:
+        yield
+    finally:
+        _openers.pop()
 
 
 class Block(keras.layers.Layer):
@@ -37,6 +52,16 @@ class Block(keras.layers.Layer):
         for sublayer in layer._flatten_layers():
             if sublayer.dtype_policy == default:
                 sublayer.dtype_policy = self.dtype_policy
+
+    def __call__(self, *args, **kwargs):
+        if not _openers:
+            return super().__call__(*args, **kwargs)
+        opener = _openers.pop()  # what it makes calls blocks of its own
+        try:
+            stand_in = opener(self)
+        finally:
+            _openers.append(opener)
+        return (stand_in or super().__call__)(*args, **kwargs)
 
     def build(self, input_shape):
         inputs = self._symbolic(input_shape)

@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_convnets.layers.block import Block
+from keras_convnets.layers.fast import Conv2D
 from keras_convnets.layers.initializers import FAN_OUT_NORMAL, TORCH_UNIFORM
 
 
@@ -22,7 +23,7 @@ class EffectiveSqueezeExcite(Block):
     def __init__(self, channels: int, **kwargs):
         super().__init__(**kwargs)
         self.pool = keras.layers.GlobalAveragePooling2D(keepdims=True)
-        self.fc = keras.layers.Conv2D(channels, 1, kernel_initializer=FAN_OUT_NORMAL)
+        self.fc = Conv2D(channels, 1, kernel_initializer=FAN_OUT_NORMAL)
         self.gate = keras.layers.Activation("hard_sigmoid")
 
     def call(self, x):

@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_convnets.layers.block import Block
 from keras_convnets.layers.depthwise import DepthwiseConv2D
+from keras_convnets.layers.fast import Conv2D
 from keras_convnets.ops import _geometry as geometry
 from keras_convnets.ops import depthwise_conv2d
 
@@ -76,7 +77,7 @@ def plain_convolution(layer: ComputedConv2D) -> keras.layers.Layer:
         kernel = ops.transpose(kernel, (0, 1, 3, 2))
         plain = conv = DepthwiseConv2D(*sizes, **options)
     elif isinstance(layer.padding, str):
-        plain = conv = keras.layers.Conv2D(layer.filters, *sizes, groups=layer.groups, **options)
+        plain = conv = Conv2D(layer.filters, *sizes, groups=layer.groups, **options)
     else:
         plain = ZeroPaddedConv2D(layer.filters, *sizes, groups=layer.groups, **options)
         conv = plain.conv
@@ -94,9 +95,7 @@ class ZeroPaddedConv2D(Block):
     def __init__(self, filters, kernel_size, strides, padding, groups=1, use_bias=True, **kwargs):
         super().__init__(**kwargs)
         self.pad = keras.layers.ZeroPadding2D(padding)
-        self.conv = keras.layers.Conv2D(
-            filters, kernel_size, strides, groups=groups, use_bias=use_bias
-        )
+        self.conv = Conv2D(filters, kernel_size, strides, groups=groups, use_bias=use_bias)
 
     def call(self, x):
         return self.conv(self.pad(x))

@@ -8,6 +8,7 @@ from keras import ops
 from keras_convnets.layers.block import Block
 from keras_convnets.layers.conv import ConvNormAct
 from keras_convnets.layers.depthwise import DepthwiseConv2D
+from keras_convnets.layers.fast import BatchNormalization, Conv2D
 from keras_convnets.layers.initializers import FAN_OUT_NORMAL
 
 
@@ -28,10 +29,10 @@ class CBAM(Block):
         super().__init__(**kwargs)
         self.average = keras.layers.GlobalAveragePooling2D(keepdims=True)
         self.maximum = keras.layers.GlobalMaxPooling2D(keepdims=True)
-        self.reduce = keras.layers.Conv2D(
+        self.reduce = Conv2D(
             reduced or channels // 16, 1, activation="relu", kernel_initializer=FAN_OUT_NORMAL
         )
-        self.expand = keras.layers.Conv2D(channels, 1, kernel_initializer=FAN_OUT_NORMAL)
+        self.expand = Conv2D(channels, 1, kernel_initializer=FAN_OUT_NORMAL)
         self.channel_gate = keras.layers.Activation("sigmoid")
         self.spatial = ConvNormAct(1, 7, activation="sigmoid")
 
@@ -79,7 +80,7 @@ class EfficientLocalAttention(Block):
                 depthwise_initializer=FAN_OUT_NORMAL,
             )
         else:
-            self.conv = keras.layers.Conv2D(
+            self.conv = Conv2D(
                 channels,
                 (taps, 1),
                 padding="same",
@@ -198,13 +199,13 @@ class GatherExcite(Block):
         if form == "plus":
             self.mlp = [
                 keras.layers.Activation("relu"),
-                keras.layers.Conv2D(
+                Conv2D(
                     reduced or channels // 16,
                     1,
                     activation="relu",
                     kernel_initializer=FAN_OUT_NORMAL,
                 ),
-                keras.layers.Conv2D(channels, 1, kernel_initializer=FAN_OUT_NORMAL),
+                Conv2D(channels, 1, kernel_initializer=FAN_OUT_NORMAL),
             ]
         else:
             self.mlp = []
@@ -232,7 +233,7 @@ class GatherStep(Block):
             use_bias=False,
             depthwise_initializer=FAN_OUT_NORMAL,
         )
-        self.norm = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5)
+        self.norm = BatchNormalization(momentum=0.9, epsilon=1e-5)
         self.activation = keras.layers.Activation("relu") if followed else None
 
     def call(self, x):

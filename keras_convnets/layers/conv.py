@@ -8,6 +8,7 @@ import numpy as np
 from keras_convnets.layers.block import Block
 from keras_convnets.layers.depthwise import DepthwiseConv2D
 from keras_convnets.layers.evo_norm import EvoNorm2D
+from keras_convnets.layers.fast import BatchNormalization, Conv2D
 from keras_convnets.layers.initializers import FAN_OUT_NORMAL, FanOutNormal
 
 
@@ -19,13 +20,13 @@ def convolution(
     groups: int = 1,
     kernel_initializer: str | None = None,
     name: str | None = None,
-) -> keras.layers.Conv2D:
+) -> Conv2D:
     """A convolution without bias, for a BatchNorm before or after it.
 
     `kernel_initializer`: default: `FanOutNormal` with the outputs of one group; the rest as in
     `keras.layers.Conv2D`.
     """
-    return keras.layers.Conv2D(
+    return Conv2D(
         filters,
         kernel_size,
         strides,
@@ -41,7 +42,7 @@ def batch_norm(
     epsilon: float = 1e-5, zero_init: bool = False, name: str | None = None
 ) -> keras.layers.BatchNormalization:
     """A BatchNorm with PyTorch's momentum and epsilon. `zero_init`: start with gamma = 0."""
-    return keras.layers.BatchNormalization(
+    return BatchNormalization(
         momentum=0.9,
         epsilon=epsilon,
         gamma_initializer="zeros" if zero_init else "ones",
@@ -132,6 +133,7 @@ class DepthwiseNormAct(Block):
         activation: str | None = None,
         padding: str = "symmetric",
         epsilon: float = 1e-5,
+        kernel_initializer: str = FAN_OUT_NORMAL,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -140,7 +142,7 @@ class DepthwiseNormAct(Block):
             strides,
             padding=kernel_size // 2 if padding == "symmetric" else padding,
             use_bias=False,
-            depthwise_initializer=FAN_OUT_NORMAL,
+            depthwise_initializer=kernel_initializer,
         )
         self.norm = batch_norm(epsilon)
         self.activation = keras.layers.Activation(activation) if activation else None

@@ -8,7 +8,12 @@ from keras import ops
 
 from keras_convnets.layers.block import Block
 from keras_convnets.layers.depthwise import DepthwiseConv2D
-from keras_convnets.layers.initializers import GLOROT_UNIFORM, TORCH_UNIFORM
+from keras_convnets.layers.fast import Conv2D
+from keras_convnets.layers.initializers import (
+    DEPTHWISE_TORCH_UNIFORM,
+    GLOROT_UNIFORM,
+    TORCH_UNIFORM,
+)
 from keras_convnets.ops import _geometry as geometry
 from keras_convnets.ops import deform_aggregate, deform_conv2d
 
@@ -58,7 +63,7 @@ class DeformConv2D(Block):
         self.groups, self.taps = offset_groups, sides[0] * sides[1]
         self.modulated = modulated
         self.pad = None if isinstance(zeros, str) else keras.layers.ZeroPadding2D(zeros)
-        self.offset = keras.layers.Conv2D(
+        self.offset = Conv2D(
             offset_groups * self.taps * (3 if modulated else 2),
             sides,
             strides,
@@ -157,6 +162,7 @@ class DCNv4(Block):
         channels, kernel_size, dilation_rate, groups, offset_scale, remove_center: as in `DCNv3`.
         depthwise_kernel_size: side of a depthwise kernel before `offset_mask`; default: none.
         center_feature_scale: as in `DCNv3`, but s = sigmoid(dense(y)).
+        output_bias: whether the last dense layer adds a bias.
 
     Raises:
         ValueError: as `DCNv3`.
@@ -172,6 +178,7 @@ class DCNv4(Block):
         remove_center: bool = False,
         depthwise_kernel_size: int | None = None,
         center_feature_scale: bool = False,
+        output_bias: bool = True,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -180,14 +187,18 @@ class DCNv4(Block):
         self.used = groups * self.taps * 3
         self.depthwise = None
         if depthwise_kernel_size:
-            self.depthwise = DepthwiseConv2D(depthwise_kernel_size)
+            self.depthwise = DepthwiseConv2D(
+                depthwise_kernel_size, depthwise_initializer=DEPTHWISE_TORCH_UNIFORM
+            )
         self.offset_mask = keras.layers.Dense(-(-self.used // 8) * 8, kernel_initializer="zeros")
         self.unpack = UnpackChannels((groups, self.taps * 3))
         self.unpack_offset = UnpackChannels((self.taps, 2))
         self.project_in = keras.layers.Dense(channels, kernel_initializer=GLOROT_UNIFORM)
         self.aggregate = AggregateAtPoints(kernel_size, dilation_rate, offset_scale, remove_center)
         self.center_scale = _center_scale(groups) if center_feature_scale else None
-        self.project_out = keras.layers.Dense(channels, kernel_initializer=GLOROT_UNIFORM)
+        self.project_out = keras.layers.Dense(
+            channels, use_bias=output_bias, kernel_initializer=GLOROT_UNIFORM
+        )
 
     def call(self, x):
         packed = self.offset_mask(self.depthwise(x) if self.depthwise else x)

@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_convnets.layers.block import Block
+from keras_convnets.layers.fast import BatchNormalization, Conv2D
 from keras_convnets.layers.global_filter import SpectralLayer
 from keras_convnets.layers.initializers import FAN_OUT_NORMAL
 from keras_convnets.ops import _geometry as geometry
@@ -61,7 +62,7 @@ class FDConv2D(Block):
         self.reduce = keras.layers.Dense(
             max(channels // 16, 16), use_bias=False, kernel_initializer=FAN_OUT_NORMAL
         )
-        self.norm = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5)
+        self.norm = BatchNormalization(momentum=0.9, epsilon=1e-5)
         self.activation = StarReLU()
         self.channel_scale = _dense(channels)
         self.filter_scale = _dense(filters)
@@ -79,8 +80,7 @@ class FDConv2D(Block):
         if kernel_size > 1:
             self.tap_scale = _dense(kernel_size**2)
             self.band_scales = [
-                keras.layers.Conv2D(1, 3, padding="same", kernel_initializer=NEARLY_ZERO)
-                for _ in DIVISORS
+                Conv2D(1, 3, padding="same", kernel_initializer=NEARLY_ZERO) for _ in DIVISORS
             ]
             self.bands = ScaledBands()
 

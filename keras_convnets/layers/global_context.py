@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_convnets.layers.block import Block
+from keras_convnets.layers.fast import Conv2D
 from keras_convnets.layers.initializers import FAN_IN_NORMAL, FAN_OUT_NORMAL
 
 
@@ -19,14 +20,14 @@ class GlobalContext(Block):
 
     def __init__(self, channels: int, **kwargs):
         super().__init__(**kwargs)
-        self.attend = keras.layers.Conv2D(1, 1, kernel_initializer=FAN_IN_NORMAL)
+        self.attend = Conv2D(1, 1, kernel_initializer=FAN_IN_NORMAL)
         self.positions = keras.layers.Reshape((1, -1))
         self.rows = keras.layers.Reshape((-1, channels))
         self.map = keras.layers.Reshape((1, 1, channels))
-        self.fc1 = keras.layers.Conv2D(channels // 8, 1, kernel_initializer=FAN_OUT_NORMAL)
+        self.fc1 = Conv2D(channels // 8, 1, kernel_initializer=FAN_OUT_NORMAL)
         self.norm = keras.layers.LayerNormalization(epsilon=1e-6)
         self.activation = keras.layers.Activation("relu")
-        self.fc2 = keras.layers.Conv2D(channels, 1, kernel_initializer="zeros")
+        self.fc2 = Conv2D(channels, 1, kernel_initializer="zeros")
 
     def context(self, x):
         """The weighted mean, (batch, 1, 1, channels)."""

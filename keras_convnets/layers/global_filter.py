@@ -9,6 +9,7 @@ from keras import ops
 from keras_convnets.layers.block import Block
 from keras_convnets.layers.depthwise import DepthwiseConv2D
 from keras_convnets.layers.initializers import NORMAL_02
+from keras_convnets.layers.leaves import ChannelShuffle
 from keras_convnets.ops import _geometry as geometry
 from keras_convnets.ops import complex_kernel, filter_spectrum, fourier
 from keras_convnets.ops._depthwise_routes import wide
@@ -36,9 +37,9 @@ class GlobalFilter2D(SpectralLayer):
     """A filter per channel, as large as the map and circular, that is learned as a spectrum.
 
     Rao et al. 2021 (GFNet, https://arxiv.org/abs/2107.00645, section 3.2). Input and output:
-    (batch, height, width, channels), of known height and width. For a map of another size the
-    spectrum is interpolated, bilinearly, its corners on those of the map's: Rao et al. 2022
-    (HorNet, https://arxiv.org/abs/2207.14284).
+    (batch, height, width, channels). For a map of another size the spectrum is interpolated,
+    bilinearly, its corners on those of the map's: Rao et al. 2022 (HorNet,
+    https://arxiv.org/abs/2207.14284).
 
     Args:
         rows: height of the map.
@@ -46,7 +47,8 @@ class GlobalFilter2D(SpectralLayer):
         route: `"auto"`, `"fft"` or `"matmul"`.
 
     Raises:
-        ValueError: for an input of another rank or unknown sizes, or another route.
+        ValueError: for an input of another rank or unknown channels, another route, or sizes that
+            are not known where the route is `"matmul"`.
     """
 
     def __init__(self, rows: int = 14, columns: int = 8, route: str = "auto", **kwargs):
@@ -64,27 +66,40 @@ class GlobalFilter2D(SpectralLayer):
 
     def call(self, x):
         spectrum = self.complex_weight
-        height, half = x.shape[1], x.shape[2] // 2 + 1
-        if (height, half) != (self.rows, self.columns):
-            for axis, (size, of) in enumerate([(height, self.rows), (half, self.columns)]):
-                matrix = ops.convert_to_tensor(_interpolation(size, of), spectrum.dtype)
-                spectrum = ops.tensordot(matrix, spectrum, [[1], [axis]])
-                spectrum = spectrum if axis == 0 else ops.swapaxes(spectrum, 0, 1)
-        return ops.cast(filter_spectrum(x, spectrum, self.route), x.dtype)
+        height, width = ops.shape(x)[1:3]
+        for axis, (size, of) in enumerate([(height, self.rows), (width // 2 + 1, self.columns)]):
+            if isinstance(size, int) and size == of:
+                continue
+            matrix = ops.convert_to_tensor(_interpolation(size, of), spectrum.dtype)
+            spectrum = ops.tensordot(matrix, spectrum, [[1], [axis]])
+            spectrum = spectrum if axis == 0 else ops.swapaxes(spectrum, 0, 1)
+        y = ops.cast(filter_spectrum(x, spectrum, self.route), x.dtype)
+        # TensorFlow's transforms of open sizes forget how many channels there are.
+        return ops.reshape(y, ops.shape(x))
 
     def compute_output_shape(self, input_shape):
-        if len(input_shape) != 4 or None in tuple(input_shape[1:]):
+        if len(input_shape) != 4 or input_shape[-1] is None:
             raise ValueError(
-                "GlobalFilter2D: the input must be (batch, height, width, channels), all known but "
-                f"the batch. Received: input_shape={tuple(input_shape)}"
+                "GlobalFilter2D: the input must be (batch, height, width, channels) with known "
+                f"channels. Received: input_shape={tuple(input_shape)}"
+            )
+        if self.route == "matmul" and None in tuple(input_shape[1:3]):
+            raise ValueError(
+                "GlobalFilter2D: the height and width must be known for the route "
+                f'"matmul". Received: input_shape={tuple(input_shape)}'
             )
         return tuple(input_shape)
 
 
 def _interpolation(size, of):
     """A matrix that interpolates from `of` points to `size`, the ends on each other."""
-    distance = np.linspace(0, of - 1, size)[:, None] - np.arange(of)
-    return np.maximum(1 - np.abs(distance), 0)
+    if isinstance(size, int):
+        places = np.linspace(0, of - 1, size)[:, None]
+        return np.maximum(1 - np.abs(places - np.arange(of)), 0)
+    # The size is known to the backend only.
+    step = (of - 1) / ops.cast(ops.maximum(size - 1, 1), "float32")
+    places = ops.expand_dims(ops.cast(ops.arange(size), "float32") * step, 1)
+    return ops.relu(1 - ops.abs(places - np.arange(of, dtype="float32")))
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
@@ -93,7 +108,7 @@ class GlobalLocalFilter2D(Block):
 
     Rao et al. 2022 (HorNet, https://arxiv.org/abs/2207.14284). Layer normalisations
     stand before and after, and the two halves' channels alternate in the output. Input and output:
-    (batch, height, width, channels), of known height and width and an even number of channels.
+    (batch, height, width, channels), an even number of channels.
 
     Args:
         rows, columns: as in `GlobalFilter2D`.
@@ -105,20 +120,20 @@ class GlobalLocalFilter2D(Block):
     def __init__(self, rows: int = 14, columns: int = 8, **kwargs):
         super().__init__(**kwargs)
         self.pre_norm = keras.layers.LayerNormalization(epsilon=1e-6)
-        self.local = DepthwiseConv2D(3, padding=1, use_bias=False)
+        self.local = DepthwiseConv2D(3, padding=1, use_bias=False, depthwise_initializer=NORMAL_02)
         self.whole = GlobalFilter2D(rows, columns)
+        self.alternate = ChannelShuffle(2)
         self.post_norm = keras.layers.LayerNormalization(epsilon=1e-6)
 
     def call(self, x):
-        height, width, channels = x.shape[1:]
-        if channels is None or channels % 2:
+        if x.shape[-1] is None or x.shape[-1] % 2:
             raise ValueError(
                 "GlobalLocalFilter2D: the channels of the input must be even. Received: "
                 f"input_shape={tuple(x.shape)}"
             )
         local, whole = ops.split(self.pre_norm(x), 2, axis=-1)
-        y = ops.stack([self.local(local), self.whole(whole)], axis=-1)
-        return self.post_norm(ops.reshape(y, (-1, height, width, channels)))
+        y = ops.concatenate([self.local(local), self.whole(whole)], axis=-1)
+        return self.post_norm(self.alternate(y))
 
 
 @keras.saving.register_keras_serializable("keras_convnets")

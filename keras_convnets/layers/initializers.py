@@ -10,6 +10,7 @@ import random
 import keras
 import numpy as np
 
+DEPTHWISE_TORCH_UNIFORM = "keras_convnets>DepthwiseTorchUniform"
 FAN_IN_NORMAL = "keras_convnets>FanInNormal"
 FAN_IN_UNIT_NORMAL = "keras_convnets>FanInUnitNormal"
 FAN_OUT_NORMAL = "keras_convnets>FanOutNormal"
@@ -19,6 +20,7 @@ GLOROT_UNIFORM = "keras_convnets>GlorotUniform"
 NORMAL_01 = "keras_convnets>Normal01"
 NORMAL_02 = "keras_convnets>Normal02"
 NORMAL_10 = "keras_convnets>Normal10"
+SOFTMAX_UNIFORM = "keras_convnets>SoftmaxUniform"
 TORCH_UNIFORM = "keras_convnets>TorchUniform"
 
 
@@ -124,10 +126,20 @@ class FanSumUniform(_Uniform):
 
 @keras.saving.register_keras_serializable("keras_convnets")
 class GlorotUniform(_Uniform):
-    """Uniform with variance 2 / (fan_in + fan_out): Glorot and Bengio 2010, equation 16."""
+    """Uniform with variance 2 / (fan_in + fan_out): Glorot and Bengio 2010, equation 16.
+
+    `gain`: factor of the deviation.
+    """
+
+    def __init__(self, gain: float = 1.0, seed: int | None = None):
+        super().__init__(seed)
+        self.gain = gain
 
     def scale(self, shape):
-        return np.float32(np.sqrt(6 / (np.prod(shape[:-1]) + _fan_out(shape))))
+        return np.float32(self.gain * np.sqrt(6 / (np.prod(shape[:-1]) + _fan_out(shape))))
+
+    def get_config(self):
+        return {"gain": self.gain, **super().get_config()}
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
@@ -178,8 +190,27 @@ class Normal10(_Normal):
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
+class SoftmaxUniform(_Uniform):
+    """The softmax over the inputs of numbers uniform in [0, 1): the mixtures of the RandFormer."""
+
+    def __call__(self, shape, dtype=None):
+        return keras.ops.softmax(super().__call__(shape, dtype), axis=-2)
+
+    def scale(self, shape):
+        return np.float32(0.5)  # in [-0.5, 0.5), which a softmax does not tell from [0, 1)
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
 class TorchUniform(_Uniform):
     """Uniform in +-1 / sqrt(fan_in): PyTorch's default for convolution and linear kernels."""
 
     def scale(self, shape):
         return np.float32(1 / np.sqrt(np.prod(shape[:-1])))
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
+class DepthwiseTorchUniform(_Uniform):
+    """`TorchUniform` of depthwise kernels (kh, kw, channels, 1), whose fan-in is kh * kw."""
+
+    def scale(self, shape):
+        return np.float32(1 / np.sqrt(np.prod(shape[:2])))

@@ -51,22 +51,27 @@ class GlobalResponseNorm(keras.layers.Layer):
 
     Woo et al. 2023 (ConvNeXt V2), algorithm 1. Input and output: (batch, height, width, channels).
     The norm is taken in float32 whatever the compute dtype: a sum of squares overflows float16.
+    `use_bias`: whether there is beta.
     """
 
-    def __init__(self, epsilon: float = 1e-6, **kwargs):
+    def __init__(self, epsilon: float = 1e-6, use_bias: bool = True, **kwargs):
         super().__init__(**kwargs)
         self.epsilon = epsilon
+        self.use_bias = use_bias
 
     def build(self, input_shape):
         channels = (input_shape[-1],)
         self.gamma = self.add_weight(shape=channels, initializer="zeros", name="gamma")
-        self.beta = self.add_weight(shape=channels, initializer="zeros", name="beta")
+        self.beta = None
+        if self.use_bias:
+            self.beta = self.add_weight(shape=channels, initializer="zeros", name="beta")
 
     def call(self, x):
         square = ops.square(ops.cast(x, "float32"))
         norm = ops.sqrt(ops.sum(square, axis=(1, 2), keepdims=True))
         ratio = norm / (ops.mean(norm, axis=-1, keepdims=True) + self.epsilon)
-        return x + self.gamma * (x * ops.cast(ratio, x.dtype)) + self.beta
+        y = x + self.gamma * (x * ops.cast(ratio, x.dtype))
+        return y if self.beta is None else y + self.beta
 
     def compute_output_shape(self, input_shape):
         return input_shape
@@ -99,6 +104,37 @@ class DropPath(keras.layers.Layer):
 
     def compute_output_shape(self, input_shape):
         return input_shape
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
+class ChannelShuffle(keras.layers.Layer):
+    """Deals the channels out: the first of each group, then the second of each, and so on.
+
+    Input and output: (batch, height, width, channels). What shuffling in `channels / groups` groups
+    undoes.
+
+    Raises:
+        ValueError: if the groups do not divide the channels.
+    """
+
+    def __init__(self, groups: int, **kwargs):
+        super().__init__(**kwargs)
+        self.groups = groups
+
+    def call(self, x):
+        shape = ops.shape(x)
+        x = ops.reshape(x, (-1, self.groups, shape[-1] // self.groups))
+        return ops.reshape(ops.swapaxes(x, 1, 2), shape)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def build(self, input_shape):
+        if input_shape[-1] % self.groups:
+            raise ValueError(
+                f"ChannelShuffle: groups={self.groups} must divide the channels of the input. "
+                f"Received: input_shape={tuple(input_shape)}"
+            )
 
 
 def stochastic_depth(rate: float, depths) -> list[list[float]]:

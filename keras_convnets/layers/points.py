@@ -17,24 +17,48 @@ class _DCLS(ComputedConv2D):
     axes: int
 
     def __init__(
-        self, filters, kernel_size, count, strides, padding, groups, form, use_bias, **kwargs
+        self,
+        filters,
+        kernel_size,
+        count,
+        strides,
+        padding,
+        groups,
+        form,
+        use_bias,
+        weight_initializer,
+        **kwargs,
     ):
         super().__init__(filters, kernel_size, strides, padding, groups, use_bias, **kwargs)
         if form not in FORMS:
             raise ValueError(f"`form` must be one of {FORMS}. Received: {form!r}")
         self.count, self.form = count, form
+        self.weight_initializer = keras.initializers.get(weight_initializer)
+        self._others_positions = None
+
+    def share_positions(self, other):
+        """Moves with `other`, a layer of the same shapes that is built first: its positions are
+        this one's too, one variable. To be called before this layer is built, by the block that
+        holds both: a copy or a saved layer has positions of its own, unless its block shares them.
+        """
+        self._others_positions = lambda: other.positions  # Keras would adopt a layer
 
     def add_kernel(self, channels):
         shape = (self.count, channels // self.groups, self.filters)
-        self.weight = self.add_weight(name="weight", shape=shape, initializer=TORCH_UNIFORM)
-        # Positions keep float32 in a half-precision layer: large kernels need the digits.
-        self.positions = self.add_weight(
-            name="positions",
-            shape=(self.axes, *shape),
-            initializer=keras.initializers.RandomNormal(stddev=0.5),
-            constraint=WithinKernel(self.kernel_size[: self.axes]),
-            autocast=False,
+        self.weight = self.add_weight(
+            name="weight", shape=shape, initializer=self.weight_initializer
         )
+        if self._others_positions is None:
+            # Positions keep float32 in a half-precision layer: large kernels need the digits.
+            self.positions = self.add_weight(
+                name="positions",
+                shape=(self.axes, *shape),
+                initializer=keras.initializers.RandomNormal(stddev=0.5),
+                constraint=WithinKernel(self.kernel_size[: self.axes]),
+                autocast=False,
+            )
+        else:
+            self.positions = self._others_positions()
         self.sigma = None
         if self.form in FIRST_SIGMA:
             self.sigma = self.add_weight(
@@ -68,6 +92,7 @@ class DCLSConv2D(_DCLS):
         groups: of the convolution; equal to `filters` and the channels, it is depthwise.
         form: `"bilinear"`, `"normalized"`, `"triangle"` or `"gaussian"`.
         use_bias: whether to add a bias per filter.
+        weight_initializer: of the weights.
 
     Raises:
         ValueError: for another form, sizes that are none, or groups that do not divide the
@@ -87,10 +112,20 @@ class DCLSConv2D(_DCLS):
         groups: int = 1,
         form: str = "bilinear",
         use_bias: bool = True,
+        weight_initializer: str = TORCH_UNIFORM,
         **kwargs,
     ):
         super().__init__(
-            filters, kernel_size, count, strides, padding, groups, form, use_bias, **kwargs
+            filters,
+            kernel_size,
+            count,
+            strides,
+            padding,
+            groups,
+            form,
+            use_bias,
+            weight_initializer,
+            **kwargs,
         )
 
 
@@ -112,6 +147,7 @@ class DCLSConv1D(_DCLS):
         groups: int = 1,
         form: str = "bilinear",
         use_bias: bool = True,
+        weight_initializer: str = TORCH_UNIFORM,
         **kwargs,
     ):
         sides = padding if isinstance(padding, str) else (padding, 0)
@@ -124,6 +160,7 @@ class DCLSConv1D(_DCLS):
             groups,
             form,
             use_bias,
+            weight_initializer,
             **kwargs,
         )
 

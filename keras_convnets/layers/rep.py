@@ -15,6 +15,7 @@ import numpy as np
 from keras_convnets.layers.block import Block
 from keras_convnets.layers.conv import batch_norm
 from keras_convnets.layers.depthwise import DepthwiseConv2D
+from keras_convnets.layers.fast import Conv2D
 from keras_convnets.layers.initializers import FanOutNormal
 from keras_convnets.layers.inverted import SqueezeExcite
 from keras_convnets.layers.leaves import DropPath
@@ -87,7 +88,7 @@ class PaddedConv2D(Block):
     def __init__(self, filters: int, kernel_size: int, strides: int, groups: int = 1, **kwargs):
         super().__init__(**kwargs)
         self.pad = keras.layers.ZeroPadding2D(kernel_size // 2)
-        self.conv = keras.layers.Conv2D(filters, kernel_size, strides, groups=groups)
+        self.conv = Conv2D(filters, kernel_size, strides, groups=groups)
 
     def call(self, x):
         return self.conv(self.pad(x))
@@ -174,7 +175,7 @@ class RepConv(Block):
                 use_bias=False,
                 depthwise_initializer=self.kernel_initializer or FanOutNormal(),
             )
-        return keras.layers.Conv2D(
+        return Conv2D(
             self.filters,
             kernel_size,
             strides,
@@ -213,7 +214,7 @@ class RepConv(Block):
             )
             conv = layer.conv
         else:
-            layer = conv = keras.layers.Conv2D(
+            layer = conv = Conv2D(
                 self.filters,
                 self.kernel_size,
                 self.strides,

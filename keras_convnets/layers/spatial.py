@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_convnets.layers.block import Block
 from keras_convnets.layers.computed import ComputedConv2D
+from keras_convnets.layers.fast import Conv2D
 from keras_convnets.layers.initializers import FAN_OUT_NORMAL, FanOutNormal
 from keras_convnets.ops import _geometry as geometry
 
@@ -67,7 +68,7 @@ class SPDConv2D(Block):
     ):
         super().__init__(**kwargs)
         self.rearrange = SpaceToDepth2D(scale)
-        self.conv = keras.layers.Conv2D(
+        self.conv = Conv2D(
             filters,
             kernel_size,
             padding="same",

@@ -7,6 +7,7 @@ import math
 import keras
 from keras import ops
 
+from keras_convnets.layers.fast import Conv2D
 from keras_convnets.layers.initializers import FAN_IN_UNIT_NORMAL
 
 
@@ -65,9 +66,9 @@ class ScaledWSConv2D(keras.layers.Conv2D):
     def convolution_op(self, inputs, kernel):
         return super().convolution_op(inputs, ops.cast(self.standardized_kernel(), kernel.dtype))
 
-    def fused(self) -> keras.layers.Conv2D:
+    def fused(self) -> Conv2D:
         """A plain convolution with the present kernel."""
-        layer = keras.layers.Conv2D(
+        layer = Conv2D(
             self.filters,
             self.kernel_size,
             self.strides,

@@ -11,7 +11,7 @@ from keras import layers
 
 from keras_convnets.deploy.export import check_model
 from keras_convnets.deploy.litert import check_calibration
-from keras_convnets.graph.rewrite import consumers_of, graph_nodes, leaf_graph, rebuild
+from keras_convnets.graph.rewrite import consumers_of, graph_nodes, in_turn, leaf_graph, rebuild
 from keras_convnets.layers.depthwise import DepthwiseConv2D
 from keras_convnets.layers.fake_quant import (
     FakeQuant,
@@ -23,6 +23,7 @@ from keras_convnets.layers.fake_quant import (
     QuantDepthwiseConv2D,
     ReciprocalRoot,
 )
+from keras_convnets.layers.fast import CONV2D
 from keras_convnets.quantization.calibration import METHODS, extremes, narrowed
 from keras_convnets.quantization.operators import (
     AVERAGES,
@@ -39,7 +40,7 @@ from keras_convnets.quantization.operators import (
 SCHEMES = {"int8": 8, "int4": 4}
 RANGES = {"moving": FakeQuant, "learned": LearnedFakeQuant}
 QUANTIZED = {
-    layers.Conv2D: QuantConv2D,
+    **dict.fromkeys(CONV2D, QuantConv2D),
     layers.Dense: QuantDense,
     DepthwiseConv2D: QuantDepthwiseConv2D,
 }
@@ -106,12 +107,18 @@ def quantize_aware(
             "the float model."
         )
     images = check_calibration(calibration, model)
-    kept = integer_operators(model, lambda operation: _matches(operation, keep_float))
-    with leaf_graph(kept) as graph:
-        plan = _Plan(graph, SCHEMES[scheme], RANGES[ranges], keep_float)
-        plan.measure(images, calibration_method)
-        plan.bound_roots()
-        return rebuild(graph, plan.replace, plan.follow)
+
+    def in_integers(model):
+        return integer_operators(model, lambda operation: _matches(operation, keep_float))
+
+    def rounded(model):
+        with leaf_graph(model) as graph:
+            plan = _Plan(graph, SCHEMES[scheme], RANGES[ranges], keep_float)
+            plan.measure(images, calibration_method)
+            plan.bound_roots()
+            return rebuild(graph, plan.replace, plan.follow)
+
+    return in_turn(model, in_integers, rounded)
 
 
 def is_quantized(model: keras.Model) -> bool:

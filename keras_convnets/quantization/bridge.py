@@ -13,6 +13,7 @@ from keras import layers
 from keras_convnets.deploy.export import check_float32, check_packages
 from keras_convnets.graph.reparameterize import reparameterize
 from keras_convnets.graph.rewrite import graph_nodes, leaf_graph
+from keras_convnets.layers.fast import BATCH_NORM, CONV2D
 from keras_convnets.quantization.operators import kind_of
 
 INSTALL = 'pip install "keras-convnets[tfmot]"'
@@ -34,10 +35,10 @@ _SAME = {
     layers.Average: (),
     layers.AveragePooling1D: _POOLING,
     layers.AveragePooling2D: _POOLING,
-    layers.BatchNormalization: ("axis", "momentum", "epsilon", "center", "scale"),
+    **dict.fromkeys(BATCH_NORM, ("axis", "momentum", "epsilon", "center", "scale")),
     layers.Concatenate: ("axis",),
     layers.Conv1D: _CONVOLUTION,
-    layers.Conv2D: _CONVOLUTION,
+    **dict.fromkeys(CONV2D, _CONVOLUTION),
     layers.Conv2DTranspose: ("filters", "output_padding", *_WINDOW),
     layers.Cropping2D: ("cropping", "data_format"),
     layers.Dense: ("units", "use_bias"),

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_convnets.graph.rewrite import consumers_of, graph_nodes, leaf_graph, rebuild
+from keras_convnets.graph.rewrite import consumers_of, graph_nodes, in_turn, leaf_graph, rebuild
 from keras_convnets.layers.fake_quant import (
     FakeQuant,
     QuantDepthwiseConv2D,
@@ -38,7 +38,11 @@ def as_integers(model: keras.Model) -> keras.Model:
     Raises:
         ValueError: for a bias that int32 does not hold.
     """
-    with leaf_graph(for_inference(model)) as graph:
+    return in_turn(model, for_inference, _mirrored)
+
+
+def _mirrored(model):
+    with leaf_graph(model) as graph:
         return rebuild(graph, _Mirror(graph).replace)
 
 
@@ -146,6 +150,8 @@ def _subtract(operation, node, inputs, output):
 
 
 def _multiply(operation, node, inputs, output):
+    if len(inputs) == 1:
+        return _scale(node, inputs[0], output)
     if len(inputs) != 2:
         return None
     steps, out = [_step(x) for x in inputs], _step(output)
@@ -157,6 +163,23 @@ def _multiply(operation, node, inputs, output):
         return rescaled(x * y) * out
 
     return multiply
+
+
+def _scale(node, rounding, output):
+    """A product with a number, which is 255 steps in LiteRT, from zero; `None` for an array."""
+    numbers = [y for y in node.arguments.args if y is not node.input_tensors[0]]
+    if len(numbers) != 1 or np.size(ops.convert_to_numpy(numbers[0])) != 1:
+        return None
+    number = float(np.ravel(ops.convert_to_numpy(numbers[0]))[0])
+    step, out = _step(rounding), _step(output)
+    unit = np.float32(abs(number) / 255)
+    rescaled = rescale(np.float32(step) * unit / np.float32(out), away=True)
+
+    def scale(*xs):
+        x = next(x for x in xs if ops.shape(x))
+        return rescaled(ops.round(x / step) * float(np.sign(number) * 255)) * out
+
+    return scale
 
 
 def _matmul(operation, node, inputs, output):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -15,21 +14,23 @@ from keras_convnets.graph.fold import fold_batchnorm
 from keras_convnets.graph.lower import (
     MOST_TAPS,
     affine,
-    is_layer_norm,
     lower_products,
+    normalized_axes,
     once,
     open_layer_scale,
+    open_star_relu,
 )
 from keras_convnets.graph.reparameterize import reparameterize
-from keras_convnets.graph.rewrite import graph_nodes, leaf_graph, rebuild, rewrite
+from keras_convnets.graph.rewrite import graph_nodes, in_turn, leaf_graph, rebuild, rewrite
 from keras_convnets.layers.depthwise import BlurPool2D, DepthwiseConv2D
 from keras_convnets.layers.fake_quant import FakeQuant, FoldedNorm, ReciprocalRoot
+from keras_convnets.layers.fast import BATCH_NORM, CONV2D, Conv2D
 from keras_convnets.layers.leaves import GlobalResponseNorm, SkipInit
 from keras_convnets.layers.rep import norm_affine
 
 # Exact types: a subclass may do something else with its kernel.
 DEPTHWISE = (layers.DepthwiseConv2D, DepthwiseConv2D)
-PRODUCTS = (layers.Conv2D, layers.Dense, *DEPTHWISE)
+PRODUCTS = (*CONV2D, layers.Dense, *DEPTHWISE)
 
 # By the name of the operation, be it a layer or of `keras.ops`.
 # The output holds values of the input only, and so has its range.
@@ -49,6 +50,7 @@ MOVES = {
     "Identity",
     "Max",
     "MaxPooling2D",
+    "PadToMultiple",
     "Permute",
     "Reshape",
     "RowsToMap",
@@ -58,6 +60,8 @@ MOVES = {
     "Swapaxes",
     "Take",
     "Transpose",
+    "WindowMerge",
+    "WindowPartition",
     "ZeroPadding2D",
     "linear",
 }
@@ -116,7 +120,7 @@ def kind_of(operation: keras.Operation) -> str:
 
 def has_integers(operation: keras.Operation) -> bool:
     """Whether LiteRT has an operation of `integer_operators` in integers."""
-    is_product = type(operation) in (layers.Conv2D, layers.Dense, DepthwiseConv2D, FoldedNorm)
+    is_product = type(operation) in (*CONV2D, layers.Dense, DepthwiseConv2D, FoldedNorm)
     return is_product or kind_of(operation) in MOVES | AVERAGES | OWN | FIXED.keys()
 
 
@@ -154,17 +158,15 @@ def integer_operators(
 
         return lambda model: rewrite(model, once(replace))
 
-    for step in (
+    return in_turn(
+        model,
         reparameterize,
         _keep_norms,
         opened(lambda operation, node: _open_scale(operation, node) or _open_call(operation, node)),
         fold_batchnorm,
         lower_products,
         opened(_open),
-    ):
-        model = step(model)
-        gc.collect()  # models are cycles, and each copy has weights of its own
-    return model
+    )
 
 
 def _keep_norms(model):
@@ -184,7 +186,7 @@ def _keep_norms(model):
         def keep(operation, node):
             (x, *_) = node.input_tensors
             if (
-                type(operation) is not layers.BatchNormalization
+                type(operation) not in BATCH_NORM
                 or calls[operation] > 1
                 or id(x) not in private
                 or operation.axis not in (-1, len(x.shape) - 1)
@@ -210,12 +212,12 @@ def _keeps_norm(layer):
 def _open_scale(operation, node):
     if type(operation) is GlobalResponseNorm:
         return _response_norm(operation, node)
-    if is_layer_norm(operation, node):
+    if normalized_axes(operation, node) == (-1,):
         return _layer_norm(operation, node)
     if type(operation) is SkipInit:
         channels = node.outputs[0].shape[-1]
         return affine(operation.name, node, np.full(channels, ops.convert_to_numpy(operation.gain)))
-    return open_layer_scale(operation, node)
+    return open_layer_scale(operation, node) or open_star_relu(operation, node)
 
 
 def _layer_norm(norm, node):
@@ -272,7 +274,7 @@ def _open(operation, node):
         return _same
     if kind in _FORMS:
         return _FORMS[kind]
-    if type(operation) is layers.BatchNormalization and operation.axis in (-1, len(x.shape) - 1):
+    if type(operation) in BATCH_NORM and operation.axis in (-1, len(x.shape) - 1):
         return _affine(operation, x.shape)
     if type(operation) is layers.Average:
         return lambda xs: ops.multiply(sum(xs[1:], start=xs[0]), 1 / len(xs))
@@ -352,7 +354,7 @@ def _affine(norm, shape):
 
 def _in_two_dimensions(layer, node):
     """A one-dimensional convolution as one over a map of one row."""
-    product = layers.Conv2D(
+    product = Conv2D(
         layer.filters,
         (1, *layer.kernel_size),
         (1, *layer.strides),

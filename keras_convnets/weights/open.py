@@ -16,7 +16,7 @@ from keras_convnets.weights.readers import LazyState, read_state
 from keras_convnets.weights.sources import fetch
 
 KERAS_FILES = (".keras", ".h5")
-PICKLES = (".pth", ".pt", ".bin")
+PICKLES = (".pth", ".pt", ".bin", ".tar")
 
 
 def fetch_checkpoint(name: str, checkpoint: Checkpoint) -> Path:

@@ -74,8 +74,9 @@ def read_state(path: str | os.PathLike) -> LazyState:
     carries is dropped.
 
     Args:
-        path: `.safetensors` (memory-mapped); `.pth`, `.pt` or `.bin` (read by PyTorch, which
-            must be installed, without running code from the file); or `.npz` (without pickles).
+        path: `.safetensors` (memory-mapped); `.pth`, `.pt`, `.bin` or `.pth.tar` (read by PyTorch,
+            which must be installed, without running code from the file); or `.npz` (without
+            pickles).
 
     Raises:
         ValueError: the file is malformed, holds anything but tensors, or would need more than
@@ -256,6 +257,7 @@ _READERS = {
     ".pth": _read_torch,
     ".pt": _read_torch,
     ".bin": _read_torch,
+    ".tar": _read_torch,
     ".npz": _read_npz,
 }
 

@@ -179,7 +179,8 @@ def _storage_error(source: str, folder: object, error: OSError) -> OSError:
 
 def _fetch_url(url: str, sha256: str | None, folder: Path) -> Path:
     _check_url(url)
-    name = Path(unquote(urlsplit(url).path)).name or "file"
+    parts = urlsplit(url)
+    name = Path(unquote(parts.fragment or parts.path)).name or "file"
     path = folder / hashlib.sha256(url.encode()).hexdigest()[:16] / name
     if _is_complete(path, sha256):
         return path

@@ -20,6 +20,7 @@ import numpy as np
 
 from keras_convnets.layers import (
     CondConv2D,
+    DCLSConv2D,
     DepthwiseConv2D,
     EvoNorm2D,
     GlobalResponseNorm,
@@ -33,12 +34,18 @@ HEAD = "head"  # the classifier; what stands between it and the pooling is named
 STEM_CHANNELS = 3
 
 # Per layer type and variable: the published name, and our axes in the order of the published array;
-# axes in a tuple of their own are one axis there. Whatever is not listed has its own name and axes.
+# axes in a tuple of their own are one axis there, an empty tuple is an axis of one. Whatever is not
+# listed has its own name and axes.
 _CONV = {"kernel": ("weight", (3, 2, 0, 1))}
 _CONV_1D = {"kernel": ("weight", (2, 1, 0))}
 _SCALED_CONV = {**_CONV, "gain": ("gain", (3, 2, 0, 1))}
 _DEPTHWISE = {"kernel": ("weight", (2, 3, 0, 1))}
 _EXPERTS = {"kernel": ("weight", (0, (4, 3, 1, 2)))}
+_SPACED = {
+    "weight": ("weight", (2, 1, 0)),
+    "positions": ("P", (0, 3, 2, 1)),
+    "sigma": ("SIG", (0, 3, 2, 1)),
+}
 _DENSE = {"kernel": ("weight", (1, 0))}
 _NORM = {"gamma": ("weight", (0,)), "beta": ("bias", (0,))}
 _BATCH_NORM = {
@@ -56,6 +63,7 @@ LAYOUTS = {
     keras.layers.GroupNormalization: _NORM,
     keras.layers.LayerNormalization: _NORM,
     CondConv2D: _EXPERTS,
+    DCLSConv2D: _SPACED,
     EvoNorm2D: _NORM,
     GlobalResponseNorm: _NORM,
     ScaledWSConv2D: _SCALED_CONV,
@@ -126,11 +134,12 @@ def slots(model: keras.Model) -> dict[str, Slot]:
     row = _family(model)
     found = {}
     for path, leaf in leaves(model):
-        layout = _layout(leaf)
+        layout = _layout(row, leaf)
         for variable in leaf.weights:
             identity = (variable.name, tuple(range(len(variable.shape))))
             name, order = layout.get(variable.name, identity)
-            slot = Slot(f"{rewrite(row, path)}.{name}", path, variable, order)
+            key = f"{rewrite(row, path)}.{name}".removesuffix(".")
+            slot = Slot(key, path, variable, order)
             if slot.key in found:
                 raise ValueError(
                     f"KEYS of {row.name} give {slot.path} and {found[slot.key].path} the same "
@@ -140,11 +149,20 @@ def slots(model: keras.Model) -> dict[str, Slot]:
     return found
 
 
-def _layout(leaf):
-    for cls in type(leaf).__mro__:
-        if cls in LAYOUTS:
-            return LAYOUTS[cls]
-    return {}
+def shared_names(wanted: Mapping[str, Slot]) -> dict[str, str]:
+    """The published names of variables that have several, layers sharing them: each one after a
+    variable's first, with that first one."""
+    first, found = {}, {}
+    for key, slot in wanted.items():
+        name = first.setdefault(id(slot.variable), key)
+        if name != key:
+            found[key] = name
+    return found
+
+
+def _layout(row, leaf):
+    layouts = {**LAYOUTS, **row.layouts}
+    return next((layouts[cls] for cls in type(leaf).__mro__ if cls in layouts), {})
 
 
 def _family(model):
@@ -271,6 +289,9 @@ def misfits(variant: str, wanted: Mapping[str, Slot], state: Mapping[str, np.nda
             problems.append(f"shape: {key} is {_shape(state, key)}, the model has {slot.shape}")
         elif not np.issubdtype(value.dtype, np.floating):
             problems.append(f"dtype: {key} is {value.dtype}, not a floating-point array")
+    for key, name in shared_names(wanted).items():
+        if key in state and name in state and not np.array_equal(state[key], state[name]):
+            problems.append(f"shared: {key} is {name} in the model, but not the same here")
     return sorted(problems)
 
 

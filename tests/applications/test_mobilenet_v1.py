@@ -31,6 +31,7 @@ def mobilenetv1_test():
 
 class TestMobileNetV1(FamilyTests):
     family = "mobilenet_v1"
+    twins = ("mobilenetv1h_test",)
     reference = Timm(
         mobilenetv1_test=mobilenetv1_test,
         mobilenetv1h_test=lambda: small(["dsa_r1_k3_s1_c16", "dsa_r1_k3_s2_c32"], head_width=40),

@@ -24,6 +24,7 @@ def small_with_batch_norm():
 
 class TestVGG(FamilyTests):
     family = "vgg"
+    twins = ("vgg_test",)
     reference = Timm(vgg_test=small, vgg_bn_test=small_with_batch_norm)
     parity_variant = "vgg11"
     no_gradient = r"vgg_bn_test/features_\d+/bias"

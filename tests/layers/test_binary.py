@@ -9,7 +9,7 @@ from keras_convnets import quantization
 from keras_convnets.deploy import LiteRTModel, export_litert, lint
 from keras_convnets.deploy.inspect import LiteRTFile
 from keras_convnets.graph import reparameterize, targets
-from keras_convnets.layers import BinaryConv2D, BitConv2D, BitDense, XNORConv2D
+from keras_convnets.layers import BinaryConv2D, BitConv2D, BitDense, Conv2D, XNORConv2D
 from keras_convnets.testing.conformance import photographs
 from tests.ops.backends import assert_within_eps, numpy, value_and_gradients
 
@@ -157,7 +157,7 @@ def test_a_binary_convolution_is_one_of_keras_for_inference():
     model, x = model_of(BinaryConv2D), photographs(4, 8)
     fused = reparameterize(model)
     layer = fused.get_layer("middle")
-    assert type(layer) is layers.Conv2D
+    assert type(layer) is Conv2D
     assert len(np.unique(np.abs(numpy(layer.kernel)[..., 0]))) == 1
     np.testing.assert_allclose(numpy(fused(x)), numpy(model(x)), rtol=1e-5, atol=1e-6)
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keras_convnets.graph import reparameterize
-from keras_convnets.layers import ComplexConv2D
+from keras_convnets.layers import ComplexConv2D, Conv2D
 from keras_convnets.layers.computed import convolve
 from keras_convnets.ops import complex_kernel
 from tests.ops.backends import (
@@ -81,7 +81,7 @@ def test_saved_and_reparameterized(tmp_path):
     model.save(tmp_path / "model.keras")
     np.testing.assert_array_equal(numpy(keras.saving.load_model(tmp_path / "model.keras")(x)), y)
     plain = reparameterize(model)
-    assert type(plain.layers[1]) is keras.layers.Conv2D
+    assert type(plain.layers[1]) is Conv2D
     assert_within_eps(numpy(plain(x)), y, 24)
 
 

@@ -9,6 +9,7 @@ from keras_convnets.layers import initializers
 SHAPE = (3, 5, 40, 60)
 FAN_IN, FAN_OUT = 3 * 5 * 40, 3 * 5 * 60
 DEVIATIONS = {
+    "DepthwiseTorchUniform": np.sqrt(1 / (3 * 5) / 3),
     "FanInNormal": np.sqrt(2 / FAN_IN),
     "FanInUnitNormal": np.sqrt(1 / FAN_IN),
     "FanOutNormal": np.sqrt(2 / FAN_OUT),
@@ -35,7 +36,16 @@ def test_deviation_and_shape_of_the_distribution(name):
 
 def test_every_initializer_is_checked():
     names = {value.partition(">")[2] for key, value in vars(initializers).items() if key.isupper()}
-    assert names == set(DEVIATIONS)
+    assert names == {*DEVIATIONS, "SoftmaxUniform"}
+
+
+def test_mixtures_sum_to_one_over_the_inputs():
+    mixtures = keras.initializers.get(initializers.SOFTMAX_UNIFORM)((50, 40))
+    mixtures = keras.ops.convert_to_numpy(mixtures)
+    np.testing.assert_allclose(mixtures.sum(0), 1, rtol=1e-5)
+    # Of two numbers of [0, 1) the exponentials differ at most e-fold, and nearly so.
+    ratios = mixtures.max(0) / mixtures.min(0)
+    assert ratios.min() > 2 and ratios.max() < np.e
 
 
 def test_arguments():

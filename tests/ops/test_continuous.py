@@ -144,7 +144,9 @@ def test_the_same_function_at_another_resolution():
     y, x = (np.linspace(-1, 1, 41)[s] for s in ((slice(None), None), (None, slice(None))))
     scene = (1 + np.sin(2 * y) * np.cos(x)).astype("float32")[None, ..., None]
     a, b = (numpy(f(s)).item() for f, s in ((coarse, scene[:, ::2, ::2]), (fine, scene)))
-    assert abs(a - b) < 0.05 * abs(a)
+    # Of what the products can add up to: the sum itself may be near zero.
+    largest = scene.max() * np.abs(numpy(coarse.dense_kernel())).sum()
+    assert abs(a - b) < 0.02 * largest
 
 
 def test_gradients_reach_the_size_of_the_kernel():

@@ -359,6 +359,20 @@ def test_global_filter_is_its_spectrum():
     assert_within_eps(numpy(layer(x)), numpy(filter_spectrum(x, np.stack(resized))), 12)
 
 
+def test_global_filters_of_open_sizes():
+    """Sizes that a compiled model gets to know only when it runs."""
+    image = keras.Input((None, None, 4))
+    layer = GlobalLocalFilter2D(5, 4)
+    model = keras.Model(image, layer(image))
+    assert model.output.shape == image.shape
+    rng = np.random.default_rng(0)
+    for variable in model.variables:
+        variable.assign(rng.normal(size=variable.shape))
+    for sizes in ((5, 7), (6, 5), (1, 1)):
+        (x,) = float32(rng.normal(size=(2, *sizes, 4)))
+        assert_within_eps(model.predict(x, verbose=0), numpy(layer(x)), 60)
+
+
 LAYERS = pytest.mark.parametrize(
     "make",
     [
@@ -457,7 +471,9 @@ class TestBadInput:
             AdaptiveFrequencyFilter2D(3)(make((1, 4, 4, 4)))
         with pytest.raises(ValueError, match="`route` must be one of"):
             GlobalFilter2D(route="fast")
-        with pytest.raises(ValueError, match="all known but the batch"):
-            GlobalFilter2D()(make((None, None, 14, 4)))
+        with pytest.raises(ValueError, match="with known channels"):
+            GlobalFilter2D()(make((None, 14, 14, None)))
+        with pytest.raises(ValueError, match='known for the route "matmul"'):
+            GlobalFilter2D(route="matmul")(make((None, None, 14, 4)))
         with pytest.raises(ValueError, match="channels of the input must be even"):
             GlobalLocalFilter2D()(make((None, 14, 14, 5)))

@@ -77,6 +77,10 @@ class TestUrl:
         assert sources.fetch(url, cache_dir=tmp_path) == path
         assert len(remote.gets) == requests  # from the cache
 
+    def test_an_address_tells_the_name_after_a_hash_sign(self, url, content, tmp_path):
+        path = sources.fetch(f"{url}#other.safetensors", cache_dir=tmp_path)
+        assert path.name == "other.safetensors" and path.read_bytes() == content
+
     def test_goes_on_as_long_as_bytes_arrive(self, remote, url, content, tmp_path):
         remote.faults = ["truncated"] * 3 * sources._ATTEMPTS
         assert sources.fetch(url, cache_dir=tmp_path).read_bytes() == content

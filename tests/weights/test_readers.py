@@ -42,6 +42,7 @@ WRITERS = {
     "x.pth": lambda path: torch.save(tensors(), path),
     "x.pt": lambda path: torch.save(tensors(), path),
     "x.bin": save_legacy,
+    "x.pth.tar": lambda path: torch.save(tensors(), path),
 }
 
 

@@ -1,0 +1,87 @@
+"""Who takes part: the libraries, and the ways in which each of them runs a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from keras_convnets.benchmark.settings import installed
+
+# On TensorFlow `fit` and `predict` compile with XLA unless told otherwise, and a plain graph is
+# what many are better off with, so both are measured.
+KERAS_MODES = {"tensorflow": ("graph", "xla"), "jax": ("jit",), "torch": ("eager",)}
+# Ours have a form for inference by fewer operations, `graph.fuse`.
+FUSED = "fused "
+OUR_MODES = {
+    backend: (*modes, *(FUSED + mode for mode in modes)) for backend, modes in KERAS_MODES.items()
+}
+TORCH_MODES = {"torch": ("eager", "channels_last", "compile")}
+INSTALL = 'pip install "keras-convnets[{extra}]"'
+
+
+@dataclass(frozen=True, eq=False)
+class Library:
+    """A library that builds models.
+
+    Args:
+        name: as it is called in tables.
+        needs: modules that must be there.
+        loader: `"module:class"`, a subclass of `libraries.Loader`.
+        modes: by backend.
+        install: what to do where a module is not there.
+        options: plain values for the loader.
+    """
+
+    name: str
+    needs: tuple[str, ...]
+    loader: str
+    modes: dict[str, tuple[str, ...]]
+    install: str
+    options: dict = field(default_factory=dict)
+
+    def missing(self) -> str | None:
+        """Why the library cannot take part, or `None`."""
+        absent = [module for module in self.needs if not installed(module)]
+        return f"{', '.join(absent)} not installed: {self.install}" if absent else None
+
+
+def _library(name, needs, loader, modes, extra):
+    loader = f"keras_convnets.benchmark.libraries:{loader}"
+    return Library(name, needs, loader, modes, INSTALL.format(extra=extra))
+
+
+OURS = "keras_convnets"
+LIBRARIES = {
+    library.name: library
+    for library in (
+        _library(OURS, ("keras",), "Ours", OUR_MODES, "all"),
+        _library("timm", ("torch", "timm"), "Timm", TORCH_MODES, "peers"),
+        _library("keras.applications", ("keras",), "KerasApplications", KERAS_MODES, "all"),
+        _library("kimm", ("kimm",), "Kimm", KERAS_MODES, "peers"),
+        _library("keras-hub", ("keras_hub",), "KerasHub", KERAS_MODES, "peers"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way in which a library runs models."""
+
+    library: Library
+    backend: str
+    mode: str
+
+    def does(self, task: str) -> bool:
+        """Whether it takes part in a task: the fused form is not for training."""
+        return task != "training" or not self.mode.startswith(FUSED)
+
+    def __str__(self):
+        return f"{self.library.name} on {self.backend}, {self.mode}"
+
+
+def contenders(libraries: Iterable[Library], backends: Iterable[str]) -> Iterator[Contender]:
+    """All ways of the libraries; PyTorch's take part whatever backends of Keras do."""
+    for library in libraries:
+        for backend, modes in library.modes.items():
+            if backend in backends or library.modes not in (KERAS_MODES, OUR_MODES):
+                yield from (Contender(library, backend, mode) for mode in modes)

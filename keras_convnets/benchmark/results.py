@@ -1,0 +1,239 @@
+"""The table of what was measured, as CSV, Markdown and a picture."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+import statistics
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from keras_convnets import catalog
+from keras_convnets.benchmark.contenders import OURS
+
+NAME = "benchmark"
+
+
+@dataclass
+class Row:
+    """One contender at one task of one model.
+
+    Attributes:
+        model: registry name.
+        size: side of the images in pixels.
+        batch: images of a call.
+        threads: cores that could be used.
+        task: one of `settings.TASKS`.
+        library: name of the library, `backend` that of its framework, `mode` how it ran.
+        left_out: why there are no figures, or `None`.
+        median_ms: of a call; `q1_ms` and `q3_ms` are the quartiles of `runs` runs.
+        images_per_s: by the median.
+        ratio: the median by that of the fastest other library in the same run, and
+            `ratio_on_backend` by that of the fastest one on the same backend.
+        first_call_s: seconds of the first call, which compiles.
+        build_s: seconds that building the model took, and `import_s` importing the library.
+        imported_mb: memory of the process after the import, and `peak_mb` at most during the task.
+        parameters: that are trained.
+        top1: published accuracy in percent.
+        version: of the library.
+        processor: on which it ran, and `date` when.
+    """
+
+    model: str
+    size: int
+    batch: int
+    threads: int
+    task: str
+    library: str
+    backend: str
+    mode: str
+    left_out: str | None = None
+    median_ms: float | None = None
+    q1_ms: float | None = None
+    q3_ms: float | None = None
+    runs: int | None = None
+    images_per_s: float | None = None
+    ratio: float | None = None
+    ratio_on_backend: float | None = None
+    first_call_s: float | None = None
+    build_s: float | None = None
+    import_s: float | None = None
+    imported_mb: float | None = None
+    peak_mb: float | None = None
+    parameters: int | None = None
+    top1: float | None = None
+    version: str | None = None
+    processor: str = ""
+    date: str = ""
+
+    @property
+    def run(self) -> tuple:
+        """What rows of one run have in common, and others have not: such rows are replaced."""
+        return self.model, self.size, self.batch, self.threads, self.task
+
+
+class Table:
+    """Rows in a folder: `benchmark.csv`, and what is made of it, `.md` and `.png`.
+
+    Args:
+        folder: made when the first rows are written.
+
+    Raises:
+        ValueError: for a file of that name that is no such table.
+    """
+
+    def __init__(self, folder: str | os.PathLike, name: str = NAME):
+        self.path = Path(folder) / f"{name}.csv"
+        self.rows = _read(self.path) if self.path.exists() else []
+
+    def has(self, model: str, size: int, batch: int, threads: int, task: str) -> bool:
+        """Whether there are rows of such a run."""
+        return any(row.run == (model, size, batch, threads, task) for row in self.rows)
+
+    def replace(self, rows: Iterable[Row]) -> None:
+        """Puts the rows of a run in the place of those of an earlier one, and writes the files."""
+        rows = list(rows)
+        new = {row.run for row in rows}
+        self.rows = [row for row in self.rows if row.run not in new] + rows
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        _write(self.path, _csv(self.rows))
+        _write(self.path.with_suffix(".md"), markdown(self.rows, self.path.stem))
+        from keras_convnets.benchmark.picture import draw
+
+        draw(self.rows, self.path.with_suffix(".png"))
+
+
+def _read(path):
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        names = [field.name for field in fields(Row)]
+        if reader.fieldnames != names:
+            raise ValueError(f"{str(path)!r} is not a table of benchmarks; name another folder.")
+        return [Row(**{name: _parsed(name, row[name]) for name in names}) for row in reader]
+
+
+def _parsed(name, text):
+    kind = next(field.type for field in fields(Row) if field.name == name)
+    if not text and kind.endswith("None"):
+        return None
+    return {"int": int, "float": float}.get(kind.partition(" ")[0], str)(text)
+
+
+def _csv(rows):
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(Row)], lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: _rounded(value) for name, value in asdict(row).items()})
+    return text.getvalue()
+
+
+def _rounded(value):
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def _write(path, text):
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(text)
+    os.replace(part, path)
+
+
+def markdown(rows: list[Row], name: str = NAME) -> str:
+    """The table as a page: a summary, the picture, and a section for each model."""
+    processors = " / ".join(dict.fromkeys(row.processor for row in rows))
+    lines = [
+        "# Speed and memory",
+        "",
+        f"{processors}. float32, noise as images. Each library, backend and way of running had a",
+        "process of its own; they took turns, run by run. Median milliseconds of a call and their",
+        "quartiles; the ratio is the median by that of the fastest other library in the same run,",
+        "and behind the stroke by that of the fastest one on the same backend: below 1 is faster.",
+        "",
+        *_summary(rows),
+        f"![]({name}.png)",
+        "",
+    ]
+    for model in dict.fromkeys(row.model for row in rows):
+        lines += _section(model, [row for row in rows if row.model == model])
+    return "\n".join(lines)
+
+
+def _summary(rows):
+    """Geometric means of the ratios of our ways of running, by task."""
+    tasks = list(dict.fromkeys(row.task for row in rows))
+    ways = list(dict.fromkeys((r.backend, r.mode) for r in rows if r.library == OURS and r.runs))
+    body = []
+    for backend, mode in ways:
+        cells = []
+        for task in tasks:
+            ours = [
+                row
+                for row in rows
+                if (row.library, row.backend, row.mode, row.task) == (OURS, backend, mode, task)
+            ]
+            cells += [_mean(ours, "ratio"), _mean(ours, "ratio_on_backend")]
+        body.append(f"| {backend} | {mode} | {' | '.join(cells)} |")
+    titles = [title for task in tasks for title in (task, f"{task}, same backend")]
+    return [
+        "Ours by the fastest other library: geometric mean over the models, least, greatest.",
+        "",
+        f"| backend | mode | {' | '.join(titles)} |",
+        "|---|---|" + "---|" * len(titles),
+        *body,
+        "",
+    ]
+
+
+def _mean(rows, ratio):
+    values = [getattr(row, ratio) for row in rows if getattr(row, ratio) is not None]
+    if not values:
+        return ""
+    mean = math.exp(statistics.fmean(map(math.log, values)))
+    return f"{mean:.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+def _section(model, rows):
+    entry = catalog.read()[model]
+    lines = [f"## {model}", ""]
+    for size in dict.fromkeys(row.size for row in rows):
+        macs = f", {entry.macs / 1e6:,.0f} M multiply-adds" if size == entry.input_size else ""
+        lines += [f"{entry.parameters / 1e6:.2f} M parameters, {size}x{size} pixels{macs}", ""]
+    for run in dict.fromkeys(row.run for row in rows):
+        _, size, batch, threads, task = run
+        lines += [
+            f"{task}: batch {batch}, {size}x{size}, {threads} threads",
+            "",
+            "| library | backend | mode | ms | images/s | ratio | first call, s | build, s "
+            "| import, s | peak, MB | parameters |",
+            "|" + "---|" * 11,
+        ]
+        same = [row for row in rows if row.run == run]
+        done = sorted((row for row in same if row.runs), key=lambda row: row.median_ms)
+        lines += [_line(row) for row in done] + [""]
+        for row in same:
+            if row.left_out:
+                who = " ".join(filter(None, (row.library, row.backend, row.mode)))
+                lines += [f"Left out: {who}: {row.left_out}", ""]
+    return lines
+
+
+def _line(row):
+    ratios = [f"{r:.2f}" if r is not None else "-" for r in (row.ratio, row.ratio_on_backend)]
+    peak = "" if row.peak_mb is None else f"{row.peak_mb:,.0f}"
+    cells = (
+        f"{row.library} {row.version}",
+        row.backend,
+        row.mode,
+        f"{row.median_ms:.4g} ({row.q1_ms:.4g} to {row.q3_ms:.4g})",
+        f"{row.images_per_s:.4g}",
+        " / ".join(ratios),
+        f"{row.first_call_s:.2f}",
+        f"{row.build_s:.2f}",
+        f"{row.import_s:.2f}",
+        peak,
+        f"{row.parameters:,}",
+    )
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,85 @@
+"""Fewer operations for the same outputs at inference."""
+
+from __future__ import annotations
+
+import functools
+
+import keras
+import numpy as np
+
+from keras_convnets.graph.fold import fold_batchnorm
+from keras_convnets.graph.lower import once, open_layer_scale
+from keras_convnets.graph.reparameterize import reparameterize
+from keras_convnets.graph.rewrite import graph_nodes, in_turn, rewrite
+
+
+def fuse(model: keras.Model) -> keras.Model:
+    """A flat copy of a model for inference: parallel branches are merged (`reparameterize`), and
+    BatchNormalizations (`fold_batchnorm`) and LayerScales are taken over by the convolutions and
+    dense layers around them, wherever that is exact.
+
+    Args:
+        model: as in `graph.flatten`; it stays as it is, and the result has weights of its own.
+
+    Returns:
+        A model whose outputs differ from the given one's by rounding only. It is not for training.
+
+    Raises:
+        ValueError: as `graph.flatten`.
+    """
+    fused = in_turn(model, reparameterize, _open_layer_scales, fold_batchnorm)
+    return FusedModel(fused.input, fused.output, name=model.name)
+
+
+def _open_layer_scales(model):
+    return rewrite(model, once(open_layer_scale))
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
+class FusedModel(keras.Model):
+    """A Functional model of leaf layers, as `fuse` makes it. On PyTorch it computes them one after
+    the other: what Keras does around each call takes most of the time that one image does."""
+
+    def call(self, inputs, training=None, mask=None):
+        given = keras.tree.flatten(inputs)
+        fits = all(_fits(x, end.shape) for x, end in zip(given, self.inputs))
+        if training or mask is not None or not fits or not self._steps:
+            return super().call(inputs, training=training, mask=mask)  # and what it has to say
+        tensors = {
+            id(end): keras.ops.convert_to_tensor(x, end.dtype)
+            for x, end in zip(given, self.inputs, strict=True)
+        }
+        for compute, arguments, outputs in self._steps:
+            args, kwargs = arguments.fill_in(tensors)
+            computed = compute(*args, **kwargs)
+            tensors.update(zip(map(id, outputs), keras.tree.flatten(computed)))
+        return keras.tree.map_structure(lambda end: tensors[id(end)], self.output)
+
+    @functools.cached_property
+    def _steps(self):
+        """`call`, arguments and outputs of each operation; none where Keras has to do more around
+        them: on the other backends, which compile, and for layers in other types."""
+        nodes = graph_nodes(self)
+        types = {
+            kind
+            for node in nodes
+            if isinstance(node.operation, keras.Layer)
+            for kind in (node.operation.compute_dtype, node.operation.variable_dtype)
+        }
+        if keras.backend.backend() != "torch" or types - {"float32"}:
+            return []
+        return [(_at_inference(node.operation), node.arguments, node.outputs) for node in nodes]
+
+
+def _fits(x, shape):
+    """Whether an array is of a shape, whose unknown sizes are any."""
+    return (
+        not isinstance(x, keras.KerasTensor)
+        and len(np.shape(x)) == len(shape)
+        and all(size in (None, given) for size, given in zip(shape, np.shape(x)))
+    )
+
+
+def _at_inference(operation):
+    takes_training = getattr(operation, "_call_has_training_arg", False)
+    return functools.partial(operation.call, training=False) if takes_training else operation.call

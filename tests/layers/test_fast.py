@@ -1,0 +1,182 @@
+"""Our convolution and batch normalisation against Keras' own, from the same weights."""
+
+import keras
+import numpy as np
+import pytest
+
+from keras_convnets import create_model
+from keras_convnets.graph import flatten, fold_batchnorm
+from keras_convnets.layers import BatchNormalization, Conv2D, ConvNormAct
+from keras_convnets.testing.conformance import assert_close
+from keras_convnets.weights.state import load_state_dict, state_dict
+from tests.ops.backends import BACKEND, for_one_call, numpy, value_and_gradients
+
+on_torch = pytest.mark.skipif(BACKEND != "torch", reason="the other backends call Keras' own")
+CONVOLUTIONS = {
+    "valid": (4, 3),
+    "same": (4, 3, 1, "same"),
+    "same, even kernel": (4, (2, 4), 1, "same"),
+    "strided": (4, 3, 2),
+    "strided, same, as many zeros on both sides": (4, (3, 5), (2, 1), "same"),
+    "strided, same, more zeros at the end": (4, (4, 3), 2, "same"),
+    "wide strides, no zeros": (4, 2, 3, "same"),
+    "dilated": (4, 3, 1, "valid", None, 2),
+    "dilated, same": (4, (3, 2), 1, "same", None, (2, 3)),
+    "grouped": (4, 3, 1, "same", None, 1, 2),
+    "pointwise": (4, 1),
+}
+POLICIES = ["mixed_float16", "mixed_bfloat16", *(["float64"] if BACKEND != "jax" else [])]
+NORMS = {
+    "default": {},
+    "no beta": {"center": False},
+    "no gamma": {"scale": False},
+    "neither": {"center": False, "scale": False},
+    "last axis by number": {"axis": 3, "momentum": 0.9, "epsilon": 1e-5},
+    "no epsilon": {"epsilon": 0.0},
+    "renorm": {"renorm": True},
+    "another axis": {"axis": 1},
+}
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+def two_of(ours, shape):
+    """Layers of both kinds with the same arguments and weights, none of them as initialised."""
+    ours.build(shape)
+    ours.set_weights([0.5 + np.abs(normal(*v.shape, seed=i)) for i, v in enumerate(ours.weights)])
+    theirs = type(ours).__base__.from_config(ours.get_config())
+    theirs.build(shape)
+    theirs.set_weights(ours.get_weights())
+    return ours, theirs
+
+
+def results(layer, x, **arguments):
+    """Output, and gradients of the input and of the weights."""
+    state, count = [v.value for v in layer.non_trainable_variables], len(layer.trainable_variables)
+
+    def run(x, *weights):
+        return layer.stateless_call(weights[:count], state, x, **arguments)[0]
+
+    cotangent = normal(*layer.compute_output_shape(x.shape), seed=9)
+    weights = [numpy(v) for v in layer.trainable_variables]
+    return value_and_gradients(for_one_call(run), [x, *weights], cotangent)
+
+
+def assert_equal(ours, theirs, what, tolerance=1e-5):
+    for i, (own, their) in enumerate(zip(ours, theirs, strict=True)):
+        assert_close(own, their, tolerance, f"{what}: result {i}")
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("kind", CONVOLUTIONS)
+def test_convolution(kind, use_bias):
+    x = normal(2, 9, 8, 6)
+    layer = Conv2D(*CONVOLUTIONS[kind], activation="tanh", use_bias=use_bias)
+    ours, theirs = two_of(layer, x.shape)
+    assert_equal(results(ours, x), results(theirs, x), kind)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", NORMS)
+def test_normalisation(kind, training):
+    x = normal(3, 5, 4, 6) * (1 + np.arange(6, dtype="float32")) + 2
+    ours, theirs = two_of(BatchNormalization(**NORMS[kind]), x.shape)
+    found, expected = (results(norm, x, training=training) for norm in (ours, theirs))
+    assert_equal(found, expected, kind)
+    for step in range(3):
+        for norm in (ours, theirs):
+            norm(x + step, training=training)
+        assert_equal(ours.get_weights(), theirs.get_weights(), f"{kind}, step {step}")
+
+
+@pytest.mark.parametrize("shape", [(8, 6), (8, 5, 6), (2, 3, 5, 4, 6), (1, 1, 1, 6)])
+def test_normalisation_of_other_shapes(shape):
+    x = normal(*shape) + 1
+    ours, theirs = two_of(BatchNormalization(), shape)
+    for training in (True, False):
+        y, expected = (numpy(norm(x, training=training)) for norm in (ours, theirs))
+        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+    assert_equal(ours.get_weights(), theirs.get_weights(), shape)
+
+
+def test_frozen_masked_and_constant_batches():
+    x = normal(2, 5, 4, 6) + 2
+    ours, theirs = two_of(BatchNormalization(), x.shape)
+    mask = np.arange(40).reshape(2, 5, 4) % 3 > 0
+    for trainable, arguments in ((False, {}), (True, {"mask": mask})):
+        ours.trainable = theirs.trainable = trainable
+        y, expected = (numpy(norm(x, training=True, **arguments)) for norm in (ours, theirs))
+        assert_close(y, expected, 1e-5, f"trainable={trainable}")
+        assert_equal(ours.get_weights(), theirs.get_weights(), f"trainable={trainable}")
+    for norm in (ours, theirs):
+        norm.momentum = 0.0
+        norm(np.ones_like(x), training=True)
+    assert (numpy(ours.moving_variance) >= 0).all()
+    np.testing.assert_allclose(numpy(ours.moving_variance), 0, atol=1e-8)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_other_types(policy):
+    x = normal(2, 6, 5, 8)
+    for layer in (Conv2D(4, 3, dtype=policy), BatchNormalization(dtype=policy)):
+        ours, theirs = two_of(layer, x.shape)
+        y, expected = ours(x, training=True), theirs(x, training=True)
+        assert y.dtype == expected.dtype
+        assert_close(numpy(y), numpy(expected), 1e-2 if "mixed" in policy else 1e-6, policy)
+        assert_equal(ours.get_weights(), theirs.get_weights(), policy)
+
+
+def test_low_rank_adaptation():
+    x = normal(2, 6, 5, 8)
+    ours, theirs = two_of(Conv2D(4, 3), x.shape)
+    for layer in (ours, theirs):
+        layer.enable_lora(2, a_initializer="ones", b_initializer="ones")
+    assert_close(numpy(ours(x)), numpy(theirs(x)), 1e-5, "adapted")
+
+
+def small():
+    image = keras.Input((8, 8, 3))
+    x = ConvNormAct(8, 3, 2, "relu", name="block")(image)
+    x = Conv2D(4, 1, name="conv")(x)
+    return keras.Model(image, BatchNormalization(name="norm")(x))
+
+
+def test_models_of_these_layers(tmp_path):
+    model, x = small(), normal(4, 8, 8, 3)
+    model(x, training=True)
+    expected = numpy(model(x))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert type(loaded.get_layer("conv")) is Conv2D
+    assert type(loaded.get_layer("norm")) is BatchNormalization
+    folded = fold_batchnorm(model)
+    assert not [x for x in folded.layers if isinstance(x, keras.layers.BatchNormalization)]
+    for form in (loaded, flatten(model), folded, keras.models.clone_model(model)):
+        if form not in (loaded, folded):
+            form.set_weights(model.get_weights())
+        assert_close(numpy(form(x)), expected, 1e-5, "form")
+    image = keras.Input((8, 8, 3))  # what Keras traces symbolically
+    assert model(image).shape == (None, 4, 4, 4)
+
+
+def test_published_names():
+    model, other = (create_model("resnet18", weights=None, classes=3) for _ in range(2))
+    state = state_dict(model)
+    assert {"conv1.weight", "bn1.running_var"} <= set(state)
+    load_state_dict(other, state)
+    for ours, theirs in zip(other.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@on_torch
+def test_keras_own_calls_are_spared(monkeypatch):
+    def call(*_, **__):
+        raise AssertionError("called")
+
+    model, x = small(), normal(4, 8, 8, 3)
+    monkeypatch.setattr(keras.layers.Conv2D, "call", call)
+    monkeypatch.setattr(keras.layers.BatchNormalization, "call", call)
+    for training in (True, False):
+        model(x, training=training)

@@ -1,0 +1,189 @@
+"""The benchmark of speed and memory: what it writes, and one line for each mistake."""
+
+import csv
+import dataclasses
+import math
+import os
+
+import keras
+import pytest
+from test_cli import fails
+
+from keras_convnets import cli
+from keras_convnets.benchmark import LIBRARIES, Library, Row, Settings, Table, command, measure
+from keras_convnets.benchmark.libraries import Kimm
+from keras_convnets.benchmark.measure import _add_ratios
+
+BACKEND = keras.backend.backend()
+FAST = ["--size", "32", "--batch", "2", "--rounds", "3", "--seconds", "0.1", "--threads", "1"]
+FIGURES = ("median_ms", "q1_ms", "q3_ms", "images_per_s", "first_call_s", "build_s", "import_s")
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def test_the_command_writes_a_table(tmp_path, capsys):
+    out = tmp_path / "out"
+    command = ["benchmark", "lcnet_test", "--backend", BACKEND, "--task", "forward"]
+    assert cli.main([*command, *FAST, "--no-peers", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert sorted(os.listdir(out)) == ["benchmark.csv", "benchmark.md", "benchmark.png"]
+    with (out / "benchmark.csv").open(newline="") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    assert reader.fieldnames == [field.name for field in dataclasses.fields(Row)]
+    modes = LIBRARIES["keras_convnets"].modes[BACKEND]
+    assert [row["mode"] for row in rows] == list(modes)
+    for row in rows:
+        for figure in FIGURES:
+            assert 0 < float(row[figure]) < math.inf, figure
+        assert float(row["q1_ms"]) <= float(row["median_ms"]) <= float(row["q3_ms"])
+        assert row["parameters"] == str(48126) and row["runs"] == "3"
+        assert row["median_ms"] in (out / "benchmark.md").read_text()
+        assert row["median_ms"] in printed
+    # What is there already is kept if asked for, and not measured again.
+    before = (out / "benchmark.csv").read_text()
+    assert cli.main([*command, *FAST, "--no-peers", "--out", str(out), "--continue"]) == 0
+    assert (out / "benchmark.csv").read_text() == before
+
+
+TINY = """
+from keras_convnets.benchmark.libraries import AbsentError, Loader
+
+class Tiny(Loader):
+    framework = "torch"
+
+    def build(self, name, size):
+        if name != "resnet_test":
+            raise AbsentError
+        from torch import nn
+        return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * (size - 2) ** 2, 1000))
+
+    def version(self):
+        return "1"
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """Another library, with one model."""
+    (tmp_path / "tiny_library.py").write_text(TINY)
+    monkeypatch.syspath_prepend(tmp_path)
+    modes = {"torch": ("channels_last",)}
+    return Library("tiny", ("tiny_library",), "tiny_library:Tiny", modes, "")
+
+
+def test_a_training_step_in_pytorch(tiny):
+    settings = Settings(tasks=("training",), size=8, batch=2, rounds=3, seconds=0.1, threads=1)
+    ((row,),) = measure("resnet_test", [tiny], settings, lambda said: None)
+    assert row.left_out is None and row.runs == 3 and row.ratio == 1
+    assert 0 < row.median_ms < math.inf
+    assert row.parameters == 8 * 28 + (8 * 36 + 1) * 1000
+
+
+def test_a_library_without_the_model_is_left_out(tiny):
+    told = []
+    settings = Settings(tasks=("forward", "training"), threads=1)
+    both = list(measure("lcnet_test", [tiny], settings, told.append))
+    assert told == ["lcnet_test: left out: tiny: does not have it"]
+    assert [[row.left_out for row in rows] for rows in both] == [["does not have it"]] * 2
+
+
+def test_a_missing_peer_is_named():
+    nowhere = Library("elsewhere", ("no_such_module",), "no:Such", {}, "pip install elsewhere")
+    told = []
+    (rows,) = measure("lcnet_test", [nowhere], Settings(tasks=("forward",)), told.append)
+    assert told == [
+        "lcnet_test: left out: elsewhere: no_such_module not installed: pip install elsewhere"
+    ]
+    (row,) = rows
+    assert row.library == "elsewhere" and row.median_ms is None
+    assert "no_such_module not installed" in row.left_out
+
+
+def test_ratios_are_to_the_fastest_of_the_others():
+    def row(library, backend, milliseconds):
+        return Row("m", 32, 1, 1, "forward", library, backend, "", median_ms=milliseconds)
+
+    rows = [
+        row("keras_convnets", "jax", 3.0),
+        row("keras_convnets", "torch", 1.0),
+        row("timm", "torch", 2.0),
+        row("kimm", "jax", 6.0),
+    ]
+    _add_ratios(rows)
+    assert [(r.ratio, r.ratio_on_backend) for r in rows] == [
+        (1.5, 0.5),
+        (0.5, 0.5),
+        (1, 1),
+        (3, 1),
+    ]
+
+
+def test_rows_replace_those_of_the_same_run(tmp_path):
+    def row(model, task, milliseconds):
+        return Row(
+            model,
+            224,
+            1,
+            1,
+            task,
+            "keras_convnets",
+            "jax",
+            "jit",
+            None,
+            *[milliseconds] * 3,
+            runs=3,
+            images_per_s=1.0,
+            first_call_s=1.0,
+            build_s=1.0,
+            import_s=1.0,
+            parameters=1,
+            top1=80.0 if model == "resnet50" else None,
+        )
+
+    table = Table(tmp_path)
+    table.replace([row("resnet50", "forward", 2.0)])
+    table.replace([row("resnet18", "forward", 3.0)])
+    Table(tmp_path).replace([row("resnet50", "forward", 4.0)])
+    rows = Table(tmp_path).rows
+    assert [(r.model, r.median_ms) for r in rows] == [("resnet18", 3.0), ("resnet50", 4.0)]
+    assert rows == [row("resnet18", "forward", 3.0), row("resnet50", "forward", 4.0)]
+    assert Table(tmp_path).has("resnet50", 224, 1, 1, "forward")
+    assert not Table(tmp_path).has("resnet50", 224, 1, 2, "forward")
+    (tmp_path / "benchmark.csv").write_text("somebody's,own\n")
+    with pytest.raises(ValueError, match="is not a table of benchmarks"):
+        Table(tmp_path)
+
+
+def test_names_of_other_libraries(monkeypatch):
+    """Our names to their classes, for a module that has just these."""
+    made = []
+
+    def maker(name):
+        return lambda **arguments: made.append((name, arguments["input_shape"]))
+
+    library = object.__new__(Kimm)
+    names = ("MobileNetV3W100LargeMinimal", "GhostNetV2W100", "MobileNetV2W110", "RegNetX002")
+    library.names = {name: maker(name) for name in names}
+    for ours in (
+        "tf_mobilenetv3_large_minimal_100",
+        "ghostnetv2_100",
+        "mobilenetv2_110d",
+        "regnetx_002",
+    ):
+        library.build(ours, 64)
+    assert made == [(name, (64, 64, 3)) for name in names]
+
+
+def test_refusals(capsys, tmp_path):
+    assert "did you mean resnet18" in fails(capsys, "benchmark", "resnet_18")
+    line = fails(capsys, "benchmark", "resnet18", "--backend", "mxnet")
+    assert all(backend in line for backend in ("tensorflow", "jax", "torch"))
+    line = fails(capsys, "benchmark", "resnet18", "--peer", "tensorpack")
+    assert all(peer in line for peer in command.PEERS)
+    assert "1 or more" in fails(capsys, "benchmark", "resnet18", "--batch", "0")
+    with pytest.raises(ValueError, match="some of tensorflow, jax, torch"):
+        Settings(backends=("mxnet",))
