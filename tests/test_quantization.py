@@ -24,7 +24,7 @@ from keras_convnets.layers.fake_quant import (
 )
 from keras_convnets.layers.leaves import GlobalResponseNorm, SkipInit
 from keras_convnets.quantization.inference import for_inference
-from keras_convnets.quantization.mirror import hard_swish, reciprocal_root, rescale
+from keras_convnets.quantization.mirror import hard_swish, reciprocal_root, rescale, sums
 from keras_convnets.testing.conformance import (
     cosine,
     fill_seeded,
@@ -453,6 +453,29 @@ def test_layers_left_in_float(tmp_path):
     assert np.abs(have - outputs(quantized, x)).max() <= 2.01 / 256
 
 
+@converts_itself
+@pytest.mark.parametrize("same", [True, False])
+@pytest.mark.parametrize("operation", [keras.ops.add, keras.ops.subtract])
+def test_every_sum_of_two_integers_is_that_of_the_file(operation, same, tmp_path):
+    """Of equal steps and an output step twice as large every other sum lies between two steps."""
+    image = keras.Input((256, 256, 2))
+    parts = [layers.DepthwiseConv2D(1)(image[..., i : i + 1]) for i in range(2)]
+    model = keras.Model(image, [*parts, operation(*parts)], name="sums")
+    kernels = [1, 1] if same else [1.3, 0.1]
+    model.set_weights([np.reshape(v, s) for k in kernels for v, s in ((k, (1, 1, 1, 1)), (0, 1))])
+    values = np.linspace(-1, 1.1, 256)
+    x = np.stack(np.meshgrid(values, values), -1)[None].astype("float32")
+    quantized = quantization.quantize_aware(model, calibration=x)
+    path = quantization.export_litert(quantized, tmp_path / "model.tflite")
+    file = LiteRTModel(path, xnnpack=False)
+    *inputs, have = [np.round(y / s) for y, s in zip(file.predict(x), file.output_scales)]
+    sign = 1 if operation is keras.ops.add else -1
+    want = sums(*(y.astype("int64") for y in inputs), *file.output_scales, sign)
+    inside = (have > have.min()) & (have < have.max())
+    np.testing.assert_array_equal(have[inside], want[inside])
+    assert inside.mean() > 0.9 and all(len(np.unique(y)) > 200 for y in inputs)
+
+
 def test_hard_swish_is_near_the_function():
     values = np.arange(-255, 256)
     for step, out in ((0.05, 0.03), (0.01, 0.011), (0.2, 0.1)):
@@ -479,11 +502,11 @@ def test_sums_are_rescaled_exactly():
         (0.37, True, 49),
     ):
         most = min(2**23, 300 * values / factor)
-        sums = np.append(np.round(random.uniform(-most, most, 5000)), [47950, -48, -16, 16, 48])
-        want = [exactly_rescaled(int(x), factor, away, values) for x in sums]
-        have = keras.ops.convert_to_numpy(rescale(factor, away, values)(tensor(sums)))
+        x = np.append(np.round(random.uniform(-most, most, 5000)), [47950, -48, -16, 16, 48])
+        want = [exactly_rescaled(int(total), factor, away, values) for total in x]
+        have = keras.ops.convert_to_numpy(rescale(factor, away, values)(tensor(x)))
         np.testing.assert_array_equal(have, want)
-        ties += np.sum(sums * factor % 1 == 0.5)
+        ties += np.sum(x * factor % 1 == 0.5)
     assert ties
 
 

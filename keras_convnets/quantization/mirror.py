@@ -129,20 +129,34 @@ def _product(layer, node, inputs, output):
 def _add(operation, node, inputs, output, sign=1):
     if len(inputs) != 2:
         return None
-    steps, out = [_step(x) for x in inputs], _step(output)
-    # Products that float32 holds, and small ones.
-    coarse = [np.floor(1024 * step / out) / 1024 for step in steps]
-    fine = [step / out - part for step, part in zip(steps, coarse)]
+    steps, zeros = [_step(x) for x in inputs], [_zero_point(x) for x in inputs]
+    first, second = (np.arange(-128, 128) - int(zero) for zero in zeros)
+    table = sums(first[:, None], second, *steps, _step(output), sign)
+    table = (table * _step(output)).astype("float32").ravel()
 
     def add(*xs):
-        x, y = _integers(xs, steps)
-        y = sign * y
-        total = x * coarse[0] + y * coarse[1]
-        whole = ops.floor(total)
-        rest = total - whole + (x * fine[0] + y * fine[1])
-        return (whole + ops.floor(rest + 0.5)) * out
+        x, y = (ops.cast(x + zero, "int32") for x, zero in zip(_integers(xs, steps), zeros))
+        return ops.take(table, 256 * (x + 128) + y + 128, axis=0)
 
     return add
+
+
+def sums(
+    x: np.ndarray, y: np.ndarray, x_step: float, y_step: float, out: float, sign: int = 1
+) -> np.ndarray:
+    """LiteRT's ADD and, with a negative sign, its SUB: of numbers with 20 bits behind the point,
+    which SUB rounds twice, and ADD, for eight at once, only in the end.
+
+    Args:
+        x, y: integers without the zero point, -255 to 255.
+        x_step, y_step, out: the steps of inputs and output.
+        sign: of the second.
+    """
+    unit = 2 * max(x_step, y_step)
+    x, y = (
+        _multiplied(v << 20, step / unit, twice=sign < 0) for v, step in ((x, x_step), (y, y_step))
+    )
+    return _multiplied(x + sign * y, unit / (2**20 * out), twice=True)
 
 
 def _subtract(operation, node, inputs, output):
@@ -331,6 +345,16 @@ def hard_swish(values: np.ndarray, step: float, out: float) -> np.ndarray:
     gate = (gate + 2**15) >> 1
     product = np.trunc(gate * product / 2**15).astype("int64")
     return _divided(product, -exponent)
+
+
+def _multiplied(values, factor, twice):
+    """By a number of 31 bits below 1; rounded once, or to 31 bits before."""
+    mantissa, exponent = np.frexp(factor)
+    products = values * int(np.round(mantissa * 2**31))
+    if twice:
+        return _divided((products + 2**30) >> 31, -int(exponent))
+    bits = 31 - int(exponent)
+    return (products + 2 ** (bits - 1)) >> bits
 
 
 def _sixteen_bits(factor):
