@@ -373,7 +373,9 @@ class FamilyTests:
             model = self.model(variant)
             flat = flatten(model)
             assert all(not layer._layers for layer in flat.layers)
-            np.testing.assert_array_equal(run(flat, self.x), run(model, self.x))
+            compiled = keras.backend.backend() == "jax"
+            expected = self.logits(variant) if compiled else run(model, self.x)
+            np.testing.assert_array_equal(run_once(flat, self.x), expected)
 
     def test_every_batchnorm_folds_but_those_that_cannot(self):
         left = []
