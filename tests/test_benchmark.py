@@ -11,6 +11,7 @@ from test_cli import fails
 
 from keras_convnets import cli
 from keras_convnets.benchmark import LIBRARIES, Library, Row, Settings, Table, command, measure
+from keras_convnets.benchmark.contenders import contenders
 from keras_convnets.benchmark.libraries import Kimm
 from keras_convnets.benchmark.measure import _add_ratios
 
@@ -81,6 +82,16 @@ def test_a_training_step_in_pytorch(tiny):
     assert row.left_out is None and row.runs == 3 and row.ratio == 1
     assert 0 < row.median_ms < math.inf
     assert row.parameters == 8 * 28 + (8 * 36 + 1) * 1000
+
+
+def test_only_the_modes_that_are_asked_for_take_part():
+    settings = Settings(backends=(BACKEND,), modes=("fused graph", "fused jit", "eager"), threads=1)
+    found = [
+        str(c)
+        for c in contenders([LIBRARIES[name] for name in ("keras_convnets", "timm")], settings)
+    ]
+    ours = {"tensorflow": "fused graph", "jax": "fused jit", "torch": "eager"}[BACKEND]
+    assert found == [f"keras_convnets on {BACKEND}, {ours}", "timm on torch, eager"]
 
 
 def test_a_library_without_the_model_is_left_out(tiny):
@@ -187,3 +198,5 @@ def test_refusals(capsys, tmp_path):
     assert "1 or more" in fails(capsys, "benchmark", "resnet18", "--batch", "0")
     with pytest.raises(ValueError, match="some of tensorflow, jax, torch"):
         Settings(backends=("mxnet",))
+    with pytest.raises(ValueError, match=r"modes=\('fast',\) must be some of graph, xla"):
+        Settings(modes=("fast",))

@@ -1,5 +1,7 @@
 """The form for inference: equal outputs, fewer operations."""
 
+from collections import Counter
+
 import keras
 import numpy as np
 import pytest
@@ -69,3 +71,84 @@ def test_mixed_precision_stays_with_keras():
     fused = fuse(model)
     assert not fused._steps
     assert_close(run(fused, images(2, 8, 8, 3)), run(model, images(2, 8, 8, 3)), 1e-6, "mixed")
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="the others compile")
+class TestRecord:
+    """PyTorch's own operations, from the second call with images of a size on."""
+
+    def fused(self, variant="mobilenetv2_test"):
+        model = create_model(variant, weights=None, input_shape=(None, None, 3))
+        fill_seeded(model)
+        return model, fuse(model)
+
+    def operations(self, fused, shape):
+        nodes = fused._recorder.records[(shape,)].graph.nodes
+        return Counter(str(n.target) for n in nodes if n.op == "call_function")
+
+    def test_only_convolutions_and_products_are_left(self):
+        _, fused = self.fused("resnet_test")
+        for _ in range(2):
+            run(fused, images(1, 64, 64, 3))
+        found = self.operations(fused, (1, 64, 64, 3))
+        assert not [name for name in found if "add" in name or "relu" in name or "norm" in name]
+        assert found["mkldnn._convolution_pointwise.binary"] > 3
+
+    def test_sizes_and_weights_may_change(self):
+        model, fused = self.fused()
+        for size in (32, 48, 64, 32, 64):
+            for _ in range(2):
+                x = images(2, size, size, 3)
+                assert_close(run(fused, x), run(model, x), 1e-5, size)
+        assert [fused.is_recorded((2, size, size, 3)) for size in (32, 48, 64)] == [1, 0, 1]
+        layer = fused.layers[-1] if fused.layers[-1].weights else fused.layers[-2]
+        layer.kernel.assign(0 * layer.kernel)
+        assert np.ptp(run(fused, x), axis=0).max() == 0
+
+    def test_gradients_are_those_of_the_layers(self):
+        _, fused = self.fused()
+        x = keras.ops.convert_to_tensor(images(1, 32, 32, 3))
+        fused(x)
+        assert not fused(x).requires_grad
+        x.requires_grad_()
+        fused(x).sum().backward()
+        assert x.grad.abs().max() > 0
+
+    def test_layers_that_use_more_than_pytorch_are_called(self):
+        class Largest(keras.layers.Layer):
+            def call(self, x):
+                return x / float(np.abs(x.detach().numpy()).max())
+
+        image = keras.Input((8, 8, 3))
+        fused = fuse(keras.Model(image, Largest()(keras.layers.Conv2D(4, 3)(image))))
+        for i in range(3):
+            found = np.abs(run(fused, images(1, 8, 8, 3) + i)).max()
+            assert found == pytest.approx(1, abs=1e-6)
+        assert not fused.is_recorded((1, 8, 8, 3))
+
+    @pytest.mark.parametrize(
+        "activation",
+        ["relu", "relu6", "silu", "hard_silu", "hard_sigmoid", "sigmoid", "tanh", "gelu", "linear"],
+    )
+    def test_biases_activations_and_residuals(self, activation):
+        """Behind a convolution, a depthwise one and a product, each with a branch around it."""
+        image = keras.Input((8, 8, 6))
+        x, layers = image, keras.layers
+        for layer in (
+            layers.Conv2D(6, 3, padding="same"),
+            layers.DepthwiseConv2D(3, padding="same"),
+            layers.Dense(6),
+        ):
+            x = x + layers.Activation(activation)(layer(x))
+            x = layers.ReLU()(x + type(layer).from_config(layer.get_config() | {"name": None})(x))
+        model = keras.Model(image, x)
+        fill = np.random.default_rng(0)
+        for variable in model.variables:
+            variable.assign(fill.normal(0, 0.3, variable.shape))
+        fused, x = fuse(model), images(2, 8, 8, 6)
+        for _ in range(2):
+            assert_close(run(fused, x), run(model, x), 1e-5, activation)
+        found = self.operations(fused, (2, 8, 8, 6))
+        branches = 2 if activation == "linear" else 1  # which end in a sum
+        assert found["mkldnn._convolution_pointwise.binary"] == 2 * branches
+        assert found["mkldnn._linear_pointwise.binary"] == branches

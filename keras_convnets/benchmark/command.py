@@ -11,7 +11,15 @@ from keras_convnets.benchmark.contenders import LIBRARIES, OURS, Library
 from keras_convnets.benchmark.measure import measure
 from keras_convnets.benchmark.picture import check_matplotlib
 from keras_convnets.benchmark.results import Row, Table
-from keras_convnets.benchmark.settings import BACKENDS, BATCH, ROUNDS, SECONDS, TASKS, Settings
+from keras_convnets.benchmark.settings import (
+    BACKENDS,
+    BATCH,
+    MODES,
+    ROUNDS,
+    SECONDS,
+    TASKS,
+    Settings,
+)
 
 PEERS = tuple(name for name in LIBRARIES if name != OURS)
 
@@ -24,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser, out: Path) -> None:
 
     again = dict(action="append", default=[])
     add("--backend", "again for each one; default: all installed", choices=BACKENDS, **again)
+    add("--mode", "again for each one; default: all", choices=MODES, **again)
     add("--peer", "again for each one; default: all installed", choices=PEERS, **again)
     add("--no-peers", "this package alone", action="store_true")
     add("--task", "again for each one; default: all", choices=TASKS, **again)
@@ -46,6 +55,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
     threads = {} if options.threads is None else {"threads": options.threads}
     return Settings(
         backends=tuple(dict.fromkeys(options.backend)),
+        modes=tuple(dict.fromkeys(options.mode)) or MODES,
         tasks=tuple(dict.fromkeys(options.task)) or TASKS,
         batch=options.batch,
         size=options.size,

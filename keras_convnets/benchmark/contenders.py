@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from keras_convnets.benchmark.settings import installed
+from keras_convnets.benchmark.settings import (
+    FUSED,
+    KERAS_MODES,
+    OUR_MODES,
+    TORCH_MODES,
+    Settings,
+    installed,
+)
 
-# On TensorFlow `fit` and `predict` compile with XLA unless told otherwise, and a plain graph is
-# what many are better off with, so both are measured.
-KERAS_MODES = {"tensorflow": ("graph", "xla"), "jax": ("jit",), "torch": ("eager",)}
-# Ours have a form for inference by fewer operations, `graph.fuse`.
-FUSED = "fused "
-OUR_MODES = {
-    backend: (*modes, *(FUSED + mode for mode in modes)) for backend, modes in KERAS_MODES.items()
-}
-TORCH_MODES = {"torch": ("eager", "channels_last", "compile")}
 INSTALL = 'pip install "keras-convnets[{extra}]"'
 
 
@@ -79,9 +77,11 @@ class Contender:
         return f"{self.library.name} on {self.backend}, {self.mode}"
 
 
-def contenders(libraries: Iterable[Library], backends: Iterable[str]) -> Iterator[Contender]:
+def contenders(libraries: Iterable[Library], settings: Settings) -> Iterator[Contender]:
     """All ways of the libraries; PyTorch's take part whatever backends of Keras do."""
     for library in libraries:
         for backend, modes in library.modes.items():
-            if backend in backends or library.modes not in (KERAS_MODES, OUR_MODES):
-                yield from (Contender(library, backend, mode) for mode in modes)
+            if backend in settings.backends or library.modes not in (KERAS_MODES, OUR_MODES):
+                for mode in modes:
+                    if mode in settings.modes:
+                        yield Contender(library, backend, mode)

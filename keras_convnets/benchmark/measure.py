@@ -62,7 +62,7 @@ class _Panel:
             if missing:
                 self._refuse(library, "", "", missing)
                 continue
-            for contender in contenders([library], self.settings.backends):
+            for contender in contenders([library], self.settings):
                 try:
                     self._start(contender)
                 except LeftOutError as error:

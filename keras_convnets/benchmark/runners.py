@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from keras_convnets.benchmark.contenders import FUSED
+from keras_convnets.benchmark.settings import FUSED
 
 CLASSES = 1000
 LEARNING_RATE = 1e-4

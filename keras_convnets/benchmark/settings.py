@@ -8,6 +8,20 @@ from dataclasses import dataclass, field
 
 BACKENDS = ("tensorflow", "jax", "torch")
 TASKS = ("forward", "throughput", "training")
+# On TensorFlow `fit` and `predict` compile with XLA unless told otherwise, and a plain graph is
+# what many are better off with, so both are measured.
+KERAS_MODES = {"tensorflow": ("graph", "xla"), "jax": ("jit",), "torch": ("eager",)}
+# Ours have a form for inference by fewer operations, `graph.fuse`.
+FUSED = "fused "
+OUR_MODES = {
+    backend: (*modes, *(FUSED + mode for mode in modes)) for backend, modes in KERAS_MODES.items()
+}
+TORCH_MODES = {"torch": ("eager", "channels_last", "compile")}
+MODES = tuple(
+    dict.fromkeys(
+        mode for kinds in (OUR_MODES, TORCH_MODES) for modes in kinds.values() for mode in modes
+    )
+)
 BATCH = 16
 ROUNDS = 15
 SECONDS = 10.0
@@ -32,6 +46,7 @@ class Settings:
 
     Args:
         backends: of Keras. Default: those installed.
+        modes: of the libraries. Default: all.
         tasks: `"forward"`, one image; `"throughput"`, a batch; `"training"`, a step on a batch.
         batch: images of a batch.
         size: side of the images in pixels. Default: that of each model in the catalog.
@@ -45,6 +60,7 @@ class Settings:
     """
 
     backends: tuple[str, ...] = ()
+    modes: tuple[str, ...] = MODES
     tasks: tuple[str, ...] = TASKS
     batch: int = BATCH
     size: int | None = None
@@ -59,6 +75,7 @@ class Settings:
             object.__setattr__(self, "backends", present)
         for argument, given, allowed in (
             ("backends", self.backends, BACKENDS),
+            ("modes", self.modes, MODES),
             ("tasks", self.tasks, TASKS),
         ):
             if not given or any(value not in allowed for value in given):

@@ -3,7 +3,7 @@
 from keras_convnets.graph.count import count
 from keras_convnets.graph.flatten import flatten
 from keras_convnets.graph.fold import fold_batchnorm
-from keras_convnets.graph.fuse import fuse
+from keras_convnets.graph.fuse import FusedModel, fuse
 from keras_convnets.graph.lower import lower
 from keras_convnets.graph.padding import fold_padding
 from keras_convnets.graph.reparameterize import reparameterize
@@ -15,6 +15,7 @@ __all__ = [
     "flatten",
     "fold_batchnorm",
     "fold_padding",
+    "FusedModel",
     "fuse",
     "graph_nodes",
     "lower",

@@ -23,6 +23,7 @@ def fuse(model: keras.Model) -> keras.Model:
 
     Returns:
         A model whose outputs differ from the given one's by rounding only. It is not for training.
+        On PyTorch it is a `FusedModel`, which has a record of its operations.
 
     Raises:
         ValueError: as `graph.flatten`.
@@ -37,23 +38,42 @@ def _open_layer_scales(model):
 
 @keras.saving.register_keras_serializable("keras_convnets")
 class FusedModel(keras.Model):
-    """A Functional model of leaf layers, as `fuse` makes it. On PyTorch it computes them one after
-    the other: what Keras does around each call takes most of the time that one image does."""
+    """A Functional model of leaf layers, as `fuse` makes it.
+
+    On PyTorch it computes them without what Keras does around each call. On a CPU, the second batch
+    of a size is recorded as PyTorch's own operations, with the weights of that time: biases,
+    activations and sums become parts of oneDNN's convolutions and products. That takes about half a
+    second and as much memory as the weights; two sizes are kept, and made again when a weight has
+    changed. Outputs of a record have no gradients, so inputs with gradients go through the layers,
+    as do models in other types than float32 and layers that use more than PyTorch.
+    """
 
     def call(self, inputs, training=None, mask=None):
         given = keras.tree.flatten(inputs)
         fits = all(_fits(x, end.shape) for x, end in zip(given, self.inputs))
         if training or mask is not None or not fits or not self._steps:
             return super().call(inputs, training=training, mask=mask)  # and what it has to say
-        tensors = {
-            id(end): keras.ops.convert_to_tensor(x, end.dtype)
-            for x, end in zip(given, self.inputs, strict=True)
-        }
+        ends = zip(given, self.inputs, strict=True)
+        return self._recorder(*(keras.ops.convert_to_tensor(x, end.dtype) for x, end in ends))
+
+    def _compute(self, *inputs):
+        tensors = dict(zip(map(id, self.inputs), inputs, strict=True))
         for compute, arguments, outputs in self._steps:
             args, kwargs = arguments.fill_in(tensors)
             computed = compute(*args, **kwargs)
             tensors.update(zip(map(id, outputs), keras.tree.flatten(computed)))
         return keras.tree.map_structure(lambda end: tensors[id(end)], self.output)
+
+    def is_recorded(self, *shapes: tuple[int, ...]) -> bool:
+        """Whether PyTorch has a record of its operations for inputs of these shapes. There is one
+        from the second call on, in float32 on a CPU, unless layers use more than PyTorch."""
+        return bool(self._steps) and self._recorder.has(shapes)
+
+    @functools.cached_property
+    def _recorder(self):
+        from keras_convnets.graph._fuse_torch import Recorder
+
+        return Recorder(self._compute, [variable.value for variable in self.variables])
 
     @functools.cached_property
     def _steps(self):
