@@ -193,8 +193,6 @@ class FamilyTests:
         tolerance: allowed difference of logits and taps, relative to the largest reference value.
         macs_tolerance: allowed difference of multiply-accumulates, relative to the reference's; of
             a family with operators that PyTorch's counter does not know.
-        not_recorded: small variants of whose fused form PyTorch makes no record, see `FusedModel`:
-            their `ops.one_hot` asks it for values.
         size: shorter side of the small images in pixels.
         unpadded: pixels that maps lose at the borders, of a family that does not pad them.
     """
@@ -211,7 +209,6 @@ class FamilyTests:
     twins: ClassVar[tuple[str, ...]] = ()
     gain: float = 1.0
     damped: str | None = None
-    not_recorded: ClassVar[tuple[str, ...]] = ()
     size: int = SIZE
     unpadded: int = 0
 
@@ -391,7 +388,7 @@ class FamilyTests:
             assert_close(run_once(fused, self.x), expected, 1e-5, f"{variant}: fused")
             if keras.backend.backend() == "torch":
                 assert_close(run(fused, self.x), expected, 1e-5, f"{variant}: recorded")
-                assert fused.is_recorded(self.x.shape) != (variant in self.not_recorded), variant
+                assert fused.is_recorded(self.x.shape), variant
             left += [
                 f"{variant}/{layer.name}"
                 for layer in folded.layers

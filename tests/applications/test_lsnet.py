@@ -13,7 +13,6 @@ from keras_convnets.testing.golden import Golden, GoldenTests, torch_default
 
 class TestLSNet(GoldenTests):
     family = "lsnet"
-    not_recorded = ("lsnet_test",)
     macs_tolerance = 0.01  # the official count leaves out the products of the aggregation
     reference = Golden(Path(__file__).parent / "data/lsnet")
     initial = (("attention_biases", None), (r"head.*\.l\.", 0.02), ("", torch_default))

@@ -31,7 +31,6 @@ class GoldenWithAttention(Golden):
 
 class TestPfNet(GoldenTests):
     family = "pfnet"
-    not_recorded = ("pit_max_test", "vit_max_test")
     twins = ("vit_max_test",)
     reference = GoldenWithAttention(
         Path(__file__).parent / "data/pfnet",

@@ -18,7 +18,6 @@ def fan_out_of_a_group(shape):
 
 class TestSpaRTAN(GoldenTests):
     family = "spartan"
-    not_recorded = ("spartan_test",)
     reference = Golden(Path(__file__).parent / "data/spartan")
     # Squeezes of which the one or two channels before the ReLU are negative: it lets nothing
     # pass in either direction, and only the bias after it is left.
