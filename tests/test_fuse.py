@@ -114,6 +114,14 @@ class TestRecord:
         fused(x).sum().backward()
         assert x.grad.abs().max() > 0
 
+    def test_a_sum_of_twice_the_same(self):
+        image = keras.Input((8, 8, 3))
+        y = keras.layers.Conv2D(4, 3)(image)
+        fused = fuse(keras.Model(image, keras.layers.Add()([y, y])))
+        once, again = (run(fused, images(1, 8, 8, 3)) for _ in range(2))
+        assert_close(again, once, 1e-6, "sum")
+        assert fused.is_recorded((1, 8, 8, 3))
+
     def test_layers_that_use_more_than_pytorch_are_called(self):
         class Largest(keras.layers.Layer):
             def call(self, x):

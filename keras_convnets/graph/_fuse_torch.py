@@ -153,11 +153,12 @@ def _compute_constants(module):
 
 
 def _free_layouts(graph):
-    """Shapes are changed by copies where a view was possible before, and not elsewhere."""
-    for node in list(graph.nodes):
+    """Shapes are changed without a copy wherever the new operations allow it."""
+    for node in graph.nodes:
         if _is(node, aten.view.default, aten._unsafe_view.default):
             node.target = RESHAPE
-        elif _is(node, aten.clone.default) and all(user.op != "output" for user in node.users):
+    for node in list(graph.nodes):
+        if _is(node, aten.clone.default) and all(_is(user, RESHAPE) for user in node.users):
             _replace(node, node.args[0])
 
 
@@ -206,10 +207,10 @@ def _use_product(module, node):
 
 def _add_while_writing(graph, node):
     """One of the two terms may be a convolution or a product that does nothing else."""
-    are_maps = (
-        len(node.args) == 2 and not node.kwargs and all(isinstance(x, Node) for x in node.args)
-    )
-    if not are_maps or any(_shape(x) != _shape(node) or not _is_float(x) for x in node.args):
+    are_two = len(set(node.args)) == 2 and not node.kwargs
+    if not are_two or not all(isinstance(x, Node) for x in node.args):
+        return
+    if any(_shape(x) != _shape(node) or not _is_float(x) for x in node.args):
         return
     for term, other in (node.args, node.args[::-1]):
         steps = []
