@@ -114,6 +114,16 @@ class TestRecord:
         fused(x).sum().backward()
         assert x.grad.abs().max() > 0
 
+    def test_weights_made_in_inference_mode(self):
+        import torch
+
+        with torch.inference_mode():
+            model, fused = self.fused()
+            x = images(1, 32, 32, 3)
+            for _ in range(3):
+                assert_close(run(fused, x), run(model, x), 1e-5, "inference mode")
+        assert not fused.is_recorded((1, 32, 32, 3))
+
     def test_a_sum_of_twice_the_same(self):
         image = keras.Input((8, 8, 3))
         y = keras.layers.Conv2D(4, 3)(image)

@@ -7,11 +7,15 @@ docs/families says of it; `--quick` runs the same code on next to nothing.
 from __future__ import annotations
 
 import argparse
+import functools
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+
+from keras_convnets.graph import count
 
 
 def arguments(description: str) -> argparse.Namespace:
@@ -47,3 +51,30 @@ def accuracy(build, data, epochs: int, seed: int, rate: float = 2e-3) -> float:
     )
     model.fit(xs, ys, batch, epochs, verbose=0)
     return 100 * float((model.predict(xt, 128, verbose=0).argmax(-1) == yt).mean())
+
+
+def compare_mixers(
+    what: str, build: Callable, mixers: Sequence[tuple], options, epochs: int
+) -> None:
+    """Prints a table of networks that differ in one part.
+
+    Args:
+        what: the part.
+        build: makes the network from a function, which the table names, and a width.
+        mixers: pairs of these.
+        options: from `arguments`.
+        epochs: of each training.
+    """
+    data = digits(options.quick)
+    epochs, seeds = (1, 1) if options.quick else (epochs, options.seeds)
+    print(f"| {what} | width | parameters | MACs, M | accuracy, % | deviation over seeds |")
+    print("|---|---|---|---|---|---|")
+    for mixer, width in mixers:
+        make = functools.partial(build, mixer, width)
+        scores = [accuracy(make, data, epochs, seed) for seed in range(seeds)]
+        model = make()
+        print(
+            f"| {mixer.__name__} | {width} | {model.count_params():,} "
+            f"| {count(model).macs / 1e6:.2f} | {np.mean(scores):.2f} | {np.std(scores):.2f} |",
+            flush=True,
+        )

@@ -6,14 +6,10 @@ and one depthwise kernel, which has no values.
 
 from __future__ import annotations
 
-import functools
-
 import keras
-import numpy as np
-from common import accuracy, arguments, digits
+from common import arguments, compare_mixers
 
 from keras_convnets.applications.ffnet import FFNetChannelMixer, FFNifiedAttention
-from keras_convnets.graph import count
 from keras_convnets.layers import ConvNormAct, DilatedRepConv
 from keras_convnets.layers.attention import RowsToMap
 
@@ -47,20 +43,8 @@ def network(mixer, width):
 
 
 def main():
-    options = arguments(__doc__)
-    data = digits(options.quick)
-    epochs, seeds = (1, 1) if options.quick else (8, options.seeds)
-    print("| token mixer | width | parameters | MACs, M | accuracy, % | deviation over seeds |")
-    print("|---|---|---|---|---|---|")
-    for mixer, width in ((ffnified, 24), (attention, 26), (depthwise, 27)):
-        build = functools.partial(network, mixer, width)
-        scores = [accuracy(build, data, epochs, seed) for seed in range(seeds)]
-        model = build()
-        print(
-            f"| {mixer.__name__} | {width} | {model.count_params():,} "
-            f"| {count(model).macs / 1e6:.2f} | {np.mean(scores):.2f} | {np.std(scores):.2f} |",
-            flush=True,
-        )
+    mixers = ((ffnified, 24), (attention, 26), (depthwise, 27))
+    compare_mixers("token mixer", network, mixers, arguments(__doc__), epochs=8)
 
 
 if __name__ == "__main__":

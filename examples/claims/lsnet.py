@@ -7,14 +7,10 @@ wider, for as many parameters.
 
 from __future__ import annotations
 
-import functools
-
 import keras
-import numpy as np
-from common import accuracy, arguments, digits
+from common import arguments, compare_mixers
 
 from keras_convnets.applications.lsnet import FeedForward, LSConv2D
-from keras_convnets.graph import count
 from keras_convnets.layers import ConvNormAct, DepthwiseNormAct
 
 BLOCKS = 3
@@ -44,20 +40,8 @@ def network(mixer, width):
 
 
 def main():
-    options = arguments(__doc__)
-    data = digits(options.quick)
-    epochs, seeds = (1, 1) if options.quick else (8, options.seeds)
-    print("| mixer | width | parameters | MACs, M | accuracy, % | deviation over seeds |")
-    print("|---|---|---|---|---|---|")
-    for mixer, width in ((ls_conv, 32), (static_3x3, 37), (static_7x7, 34)):
-        build = functools.partial(network, mixer, width)
-        scores = [accuracy(build, data, epochs, seed) for seed in range(seeds)]
-        model = build()
-        print(
-            f"| {mixer.__name__} | {width} | {model.count_params():,} "
-            f"| {count(model).macs / 1e6:.2f} | {np.mean(scores):.2f} | {np.std(scores):.2f} |",
-            flush=True,
-        )
+    mixers = ((ls_conv, 32), (static_3x3, 37), (static_7x7, 34))
+    compare_mixers("mixer", network, mixers, arguments(__doc__), epochs=8)
 
 
 if __name__ == "__main__":
