@@ -17,7 +17,7 @@ import numpy as np
 from keras import ops
 
 from keras_convnets.layers import BasicBlock, Block
-from keras_convnets.layers.fast import Conv2D
+from keras_convnets.layers.fast import Conv2D, Dense, LayerNormalization
 from keras_convnets.layers.initializers import FAN_IN_NORMAL, TORCH_UNIFORM
 from keras_convnets.registry import IMAGENET_MEAN, IMAGENET_STD
 
@@ -169,8 +169,8 @@ class SeriesImages(Block):
         self.values = keras.layers.Conv1D(
             width, 3, use_bias=False, kernel_initializer=FAN_IN_NORMAL
         )
-        self.time = keras.layers.Dense(width, use_bias=False, kernel_initializer=TORCH_UNIFORM)
-        self.place = keras.layers.Dense(width, kernel_initializer=TORCH_UNIFORM)
+        self.time = Dense(width, use_bias=False, kernel_initializer=TORCH_UNIFORM)
+        self.place = Dense(width, kernel_initializer=TORCH_UNIFORM)
         self.dropout = keras.layers.Dropout(dropout)
 
     def call(self, inputs):
@@ -302,16 +302,16 @@ class ViewFusion(Block):
         self.views, self.heads = views, heads
 
         def dense(units, **arguments):
-            return keras.layers.Dense(units, kernel_initializer=TORCH_UNIFORM, **arguments)
+            return Dense(units, kernel_initializer=TORCH_UNIFORM, **arguments)
 
         def convolution(filters, kernel_size, **arguments):
             return Conv2D(filters, kernel_size, kernel_initializer=TORCH_UNIFORM, **arguments)
 
         self.patches = convolution(128, 7, strides=7, use_bias=False)
-        self.norm1 = keras.layers.LayerNormalization(epsilon=1e-5)
+        self.norm1 = LayerNormalization(epsilon=1e-5)
         self.qkv = dense(3 * 128 * heads, use_bias=False)
         self.project = dense(128)
-        self.norm2 = keras.layers.LayerNormalization(epsilon=1e-5)
+        self.norm2 = LayerNormalization(epsilon=1e-5)
         self.fc1 = dense(256, activation="gelu")
         self.fc2 = dense(128)
         self.upsample = keras.layers.UpSampling2D(7)
@@ -367,7 +367,7 @@ class PointCloudImages(Block):
         self.views = views
 
         def dense(units, **arguments):
-            return keras.layers.Dense(units, kernel_initializer=TORCH_UNIFORM, **arguments)
+            return Dense(units, kernel_initializer=TORCH_UNIFORM, **arguments)
 
         self.embed = dense(8)
         self.neighbors = NeighborFeatures(neighbors)

@@ -14,6 +14,7 @@ from keras_convnets import catalog
 from keras_convnets.graph.count import count
 from keras_convnets.graph.rewrite import without_allocation
 from keras_convnets.labels import decode_predictions
+from keras_convnets.layers.fast import Activation, Dense
 from keras_convnets.registry import Checkpoint, Family, find_family
 
 MIN_SIZE = 32
@@ -400,11 +401,9 @@ def _classified(row, x, classes, classifier_activation, dropout_rate):
     if row.classifier is not None:
         x = row.classifier(x, classes)
     else:
-        x = keras.layers.Dense(classes, kernel_initializer=row.head_initializer, name="head")(x)
+        x = Dense(classes, kernel_initializer=row.head_initializer, name="head")(x)
     # In float32 also under mixed precision: a float16 softmax loses the small probabilities.
-    return keras.layers.Activation(
-        classifier_activation or "linear", dtype="float32", name="predictions"
-    )(x)
+    return Activation(classifier_activation or "linear", dtype="float32", name="predictions")(x)
 
 
 def image_functions(weights: Mapping[str, Checkpoint]) -> tuple[Callable, Callable]:

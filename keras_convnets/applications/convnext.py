@@ -18,7 +18,7 @@ from keras_convnets.layers import (
     LayerScale,
     stochastic_depth,
 )
-from keras_convnets.layers.fast import Conv2D
+from keras_convnets.layers.fast import Activation, Conv2D, Dense, LayerNormalization
 from keras_convnets.layers.initializers import NORMAL_02
 from keras_convnets.registry import Checkpoint, family
 
@@ -168,7 +168,7 @@ KEYS = [
 
 
 def layer_norm(**kwargs):
-    return keras.layers.LayerNormalization(epsilon=1e-6, **kwargs)
+    return LayerNormalization(epsilon=1e-6, **kwargs)
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
@@ -187,7 +187,7 @@ class ConvNeXtBlock(Block):
         self.depthwise = DepthwiseConv2D(7, depthwise_initializer=NORMAL_02)
         self.norm = layer_norm()
         self.fc1 = pointwise(4 * width, mlp)
-        self.activation = keras.layers.Activation("gelu")
+        self.activation = Activation("gelu")
         self.grn = GlobalResponseNorm() if version == 2 else None
         self.fc2 = pointwise(width, mlp)
         self.scale = LayerScale(1e-6) if version == 1 else None
@@ -205,7 +205,7 @@ def pointwise(width, mlp):
     """A linear map of the channels, as a matrix or as a 1x1 convolution."""
     if mlp == "conv":
         return Conv2D(width, 1, kernel_initializer=NORMAL_02)
-    return keras.layers.Dense(width, kernel_initializer=NORMAL_02)
+    return Dense(width, kernel_initializer=NORMAL_02)
 
 
 def pre_logits(x):

@@ -11,7 +11,7 @@ import keras
 
 from keras_convnets.applications.base import application, image_functions
 from keras_convnets.layers import Block, DCLSConv2D, DropPath, LayerScale, stochastic_depth
-from keras_convnets.layers.fast import Conv2D
+from keras_convnets.layers.fast import Activation, Conv2D, Dense, LayerNormalization
 from keras_convnets.layers.initializers import NORMAL_02
 from keras_convnets.registry import Checkpoint, family
 
@@ -47,7 +47,7 @@ KEYS = [
 
 
 def layer_norm(**kwargs):
-    return keras.layers.LayerNormalization(epsilon=1e-6, **kwargs)
+    return LayerNormalization(epsilon=1e-6, **kwargs)
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
@@ -63,9 +63,9 @@ class ConvNeXtDCLSBlock(Block):
             width, kernel_size, count, groups=width, weight_initializer=NORMAL_02
         )
         self.norm = layer_norm()
-        self.fc1 = keras.layers.Dense(4 * width, kernel_initializer=NORMAL_02)
-        self.activation = keras.layers.Activation("gelu")
-        self.fc2 = keras.layers.Dense(width, kernel_initializer=NORMAL_02)
+        self.fc1 = Dense(4 * width, kernel_initializer=NORMAL_02)
+        self.activation = Activation("gelu")
+        self.fc2 = Dense(width, kernel_initializer=NORMAL_02)
         self.scale = LayerScale(1e-6)
         self.drop_path = DropPath(drop_path)
 

@@ -15,6 +15,7 @@ from keras import ops
 
 from keras_convnets.applications.base import application, image_functions
 from keras_convnets.layers import Block, BlurPool2D, batch_norm, convolution
+from keras_convnets.layers.fast import Activation
 from keras_convnets.layers.initializers import FAN_IN_NORMAL
 from keras_convnets.registry import Checkpoint, family
 
@@ -56,10 +57,10 @@ class DenseLayer(Block):
     def __init__(self, growth: int, **kwargs):
         super().__init__(**kwargs)
         self.norm1 = batch_norm()
-        self.act1 = keras.layers.Activation("relu")
+        self.act1 = Activation("relu")
         self.conv1 = convolution(4 * growth, 1)
         self.norm2 = batch_norm()
-        self.act2 = keras.layers.Activation("relu")
+        self.act2 = Activation("relu")
         self.conv2 = convolution(growth, 3, padding="same")
 
     def call(self, x):
@@ -79,7 +80,7 @@ class Transition(Block):
     def __init__(self, width: int, **kwargs):
         super().__init__(**kwargs)
         self.norm = batch_norm()
-        self.activation = keras.layers.Activation("relu")
+        self.activation = Activation("relu")
         self.conv = convolution(width, 1)
         self.pool = keras.layers.AveragePooling2D(2)
 
@@ -117,7 +118,7 @@ def densenet(x, depths, growth=32, deep_stem=False, blurs=False):
         strides, padding = (2, "valid") if i == 0 else (1, "same")
         x = convolution(width, kernel_size, strides, padding, name=f"conv{i}")(x)
         x = batch_norm(name=f"norm{i}")(x)
-        x = keras.layers.Activation("relu", name=f"act{i}")(x)
+        x = Activation("relu", name=f"act{i}")(x)
     yield x
     if blurs:
         x = BlurredMaxPool(name="stem_pool")(x)
@@ -132,7 +133,7 @@ def densenet(x, depths, growth=32, deep_stem=False, blurs=False):
         if stage < len(depths):
             yield x
     x = batch_norm(name="norm5")(x)
-    yield keras.layers.Activation("relu", name="act5")(x)
+    yield Activation("relu", name="act5")(x)
 
 
 DenseNet121 = application("densenet121")

@@ -17,7 +17,7 @@ from keras_convnets.layers import (
     batch_norm,
     stochastic_depth,
 )
-from keras_convnets.layers.fast import Conv2D
+from keras_convnets.layers.fast import Activation, Conv2D
 from keras_convnets.layers.initializers import NORMAL_02, TORCH_UNIFORM
 from keras_convnets.layers.irmb import EPSILON, local_convolution, pointwise, pre_norm
 from keras_convnets.registry import Checkpoint, family
@@ -143,7 +143,7 @@ class InvertedResidualMobileBlock(Block):
             self.query_key = pointwise(2 * channels)
             self.attention = WindowAttention(head_size, channels // head_size, window, strided=True)
         self.value = pointwise(expanded)
-        self.activation = keras.layers.Activation(activation)
+        self.activation = Activation(activation)
         self.local = local_convolution(kernel_size, strides)
         self.project = pointwise(width, use_bias=False)
         self.drop_path = DropPath(drop_path) if skip else None

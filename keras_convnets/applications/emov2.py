@@ -19,7 +19,7 @@ from keras_convnets.layers import (
     batch_norm,
     stochastic_depth,
 )
-from keras_convnets.layers.fast import Conv2D
+from keras_convnets.layers.fast import Activation, Conv2D
 from keras_convnets.layers.initializers import NORMAL_02, TORCH_UNIFORM
 from keras_convnets.layers.irmb import EPSILON, local_convolution, pointwise, pre_norm
 from keras_convnets.registry import Checkpoint, family
@@ -164,7 +164,7 @@ class SpanningMobileBlock(Block):
         super().__init__(**kwargs)
         self.skip = skip
         self.norm = pre_norm(norm)
-        self.activation = keras.layers.Activation(activation)
+        self.activation = Activation(activation)
         self.attention = None
         if head_size:
             self.pad = PadToMultiple(window)
@@ -218,7 +218,7 @@ def emov2(
     x = keras.layers.ZeroPadding2D(1, name="stem_pad")(x)
     x = Conv2D(channels, 3, 2, kernel_initializer=TORCH_UNIFORM, name="stem_conv")(x)
     x = batch_norm(EPSILON, name="stem_norm")(x)
-    x = keras.layers.Activation("silu", name="stem_activation")(x)
+    x = Activation("silu", name="stem_activation")(x)
     x = local_convolution(3, name="stem_local")(x)
     x = pointwise(channels, use_bias=False, name="stem_project")(x)
     yield x

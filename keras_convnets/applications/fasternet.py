@@ -10,7 +10,7 @@ from keras import ops
 
 from keras_convnets.applications.base import application, image_functions
 from keras_convnets.layers import Block, ConvNormAct, DropPath, stochastic_depth
-from keras_convnets.layers.fast import BatchNormalization, Conv2D
+from keras_convnets.layers.fast import Activation, BatchNormalization, Conv2D
 from keras_convnets.layers.initializers import NORMAL_02
 from keras_convnets.registry import Checkpoint, family
 
@@ -104,7 +104,7 @@ class FasterNetBlock(Block):
 def pre_logits(x, width=1280, activation="relu"):
     x = keras.layers.Reshape((1, 1, x.shape[-1]), name="head_map")(x)
     x = conv(width, name="head_conv")(x)
-    x = keras.layers.Activation(activation, name="head_activation")(x)
+    x = Activation(activation, name="head_activation")(x)
     return keras.layers.Flatten(name="head_features")(x)
 
 

@@ -20,7 +20,7 @@ from keras_convnets.layers import (
     convolution,
     stochastic_depth,
 )
-from keras_convnets.layers.fast import Conv2D
+from keras_convnets.layers.fast import Activation, Conv2D
 from keras_convnets.layers.initializers import NORMAL_02
 from keras_convnets.layers.rep import identity_kernel, norm_affine, values
 from keras_convnets.registry import Checkpoint, family
@@ -128,7 +128,7 @@ class FFNifiedAttention(Block):
             else DepthwiseConv2D(kernel_size, depthwise_initializer=NORMAL_02)
             for _ in range(2)
         )
-        self.activation = keras.layers.Activation("gelu")
+        self.activation = Activation("gelu")
         self.scale = LayerScale(layer_scale) if layer_scale else None
         self.drop_path = DropPath(drop_path)
 
@@ -156,7 +156,7 @@ class FFNetChannelMixer(Block):
         self.conv3 = None if kernel_size == 7 else depthwise_norm()
         self.conv7 = large_depthwise() if kernel_size == 7 else None
         self.fc1 = pointwise(3 * width)
-        self.activation = keras.layers.Activation("gelu")
+        self.activation = Activation("gelu")
         self.fc2 = pointwise(width)
         self.scale = LayerScale(layer_scale) if layer_scale else None
         self.drop_path = DropPath(drop_path)

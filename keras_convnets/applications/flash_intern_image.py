@@ -18,7 +18,7 @@ from keras_convnets.layers import (
     batch_norm,
     stochastic_depth,
 )
-from keras_convnets.layers.fast import Conv2D
+from keras_convnets.layers.fast import Activation, Conv2D, Dense, LayerNormalization
 from keras_convnets.layers.initializers import NORMAL_02, TORCH_UNIFORM
 from keras_convnets.registry import Checkpoint, family
 
@@ -70,7 +70,7 @@ LAYOUTS = {LayerScale: {"gamma": ("", (0,))}}
 
 
 def layer_norm(name=None):
-    return keras.layers.LayerNormalization(epsilon=1e-6, name=name)
+    return LayerNormalization(epsilon=1e-6, name=name)
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
@@ -110,8 +110,8 @@ class FlashInternImageBlock(Block):
         self.scale1 = LayerScale(1e-5) if post_norm else None
         self.drop_path1 = DropPath(drop_path)
         self.norm2 = layer_norm()
-        self.fc1 = keras.layers.Dense(4 * width, "gelu", kernel_initializer=NORMAL_02)
-        self.fc2 = keras.layers.Dense(width, use_bias=use_bias, kernel_initializer=NORMAL_02)
+        self.fc1 = Dense(4 * width, "gelu", kernel_initializer=NORMAL_02)
+        self.fc2 = Dense(width, use_bias=use_bias, kernel_initializer=NORMAL_02)
         self.scale2 = LayerScale(1e-5) if post_norm else None
         self.drop_path2 = DropPath(drop_path)
 
@@ -146,7 +146,7 @@ def flash_intern_image(
     `post_norm`, `offset_scale`, `use_bias`: as in `FlashInternImageBlock`.
     """
     drop_path = stochastic_depth(drop_path_rate, depths)
-    x = keras.layers.Activation("gelu", name="stem_act")(halve(x, width // 2, True, "stem", 1))
+    x = Activation("gelu", name="stem_act")(halve(x, width // 2, True, "stem", 1))
     x = halve(x, width, True, "stem", 2)
     for stage, rates in enumerate(drop_path):
         if stage:
@@ -170,7 +170,7 @@ def flash_intern_image(
         kernel_initializer=TORCH_UNIFORM,
         name="last_conv",
     )(x)
-    return keras.layers.Activation("gelu", name="last_act")(batch_norm(name="last_norm")(x))
+    return Activation("gelu", name="last_act")(batch_norm(name="last_norm")(x))
 
 
 FlashInternImageT = application("flash_intern_image_t")

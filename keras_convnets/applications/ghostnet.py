@@ -20,6 +20,7 @@ from keras_convnets.applications.repghost import (
     pre_logits,
 )
 from keras_convnets.layers import Block, DepthwiseConv2D, RepConv, batch_norm
+from keras_convnets.layers.fast import Activation
 from keras_convnets.layers.initializers import FAN_OUT_UNIFORM, TORCH_UNIFORM
 from keras_convnets.registry import Checkpoint, family
 
@@ -150,7 +151,7 @@ class DecoupledAttention(Block):
             batch_norm(),
             *(layer for size in ((1, 5), (5, 1)) for layer in (along(size), batch_norm())),
         ]
-        self.sigmoid = keras.layers.Activation("sigmoid")
+        self.sigmoid = Activation("sigmoid")
 
     def call(self, x):
         return self.sigmoid(chain(self.steps, self.pool(x)))
@@ -187,7 +188,7 @@ class GhostModule(Block):
         else:
             self.primary = [convolution(half), batch_norm()]
             self.cheap = [depthwise(3, 1), batch_norm()]
-        self.activation = keras.layers.Activation(activation or "linear")
+        self.activation = Activation(activation or "linear")
         self.gate = DecoupledAttention(filters) if gated else None
         self.enlarge = TwiceAsLarge() if gated else None
 

@@ -19,7 +19,7 @@ from keras_convnets.layers import (
     LayerScale,
     stochastic_depth,
 )
-from keras_convnets.layers.fast import Conv2D
+from keras_convnets.layers.fast import Activation, Conv2D, Dense, LayerNormalization
 from keras_convnets.layers.initializers import NORMAL_02
 from keras_convnets.registry import Checkpoint, family
 
@@ -82,7 +82,7 @@ LAYOUTS = {
 
 
 def layer_norm(**kwargs):
-    return keras.layers.LayerNormalization(epsilon=1e-6, **kwargs)
+    return LayerNormalization(epsilon=1e-6, **kwargs)
 
 
 def convolution(width, side=1, **kwargs):
@@ -152,9 +152,9 @@ class HorNetBlock(Block):
         self.gnconv = RecursiveGatedConv(width, order, grid)
         self.scale1 = LayerScale(1e-6)
         self.norm2 = layer_norm()
-        self.fc1 = keras.layers.Dense(4 * width, kernel_initializer=NORMAL_02)
-        self.activation = keras.layers.Activation("gelu")
-        self.fc2 = keras.layers.Dense(width, kernel_initializer=NORMAL_02)
+        self.fc1 = Dense(4 * width, kernel_initializer=NORMAL_02)
+        self.activation = Activation("gelu")
+        self.fc2 = Dense(width, kernel_initializer=NORMAL_02)
         self.scale2 = LayerScale(1e-6)
         self.drop_path = DropPath(drop_path)
 

@@ -18,7 +18,7 @@ from keras_convnets.layers import (
     batch_norm,
     stochastic_depth,
 )
-from keras_convnets.layers.fast import Conv2D
+from keras_convnets.layers.fast import Activation, Conv2D, Dense, LayerNormalization
 from keras_convnets.layers.initializers import NORMAL_02
 from keras_convnets.registry import Checkpoint, family
 
@@ -114,7 +114,7 @@ class InceptionNeXtBlock(Block):
         self.mixer = InceptionDepthwiseConv2D(width, band, share)
         self.norm = batch_norm()
         self.fc1 = conv(ratio * width, 1)
-        self.activation = keras.layers.Activation("gelu")
+        self.activation = Activation("gelu")
         self.fc2 = conv(width, 1)
         self.scale = LayerScale(1e-6)
         self.drop_path = DropPath(drop_path)
@@ -125,9 +125,9 @@ class InceptionNeXtBlock(Block):
 
 
 def pre_logits(x):
-    x = keras.layers.Dense(3 * x.shape[-1], kernel_initializer=NORMAL_02, name="head_fc1")(x)
-    x = keras.layers.Activation("gelu", name="head_activation")(x)
-    return keras.layers.LayerNormalization(epsilon=1e-6, name="head_norm")(x)
+    x = Dense(3 * x.shape[-1], kernel_initializer=NORMAL_02, name="head_fc1")(x)
+    x = Activation("gelu", name="head_activation")(x)
+    return LayerNormalization(epsilon=1e-6, name="head_norm")(x)
 
 
 @family(VARIANTS, WEIGHTS, KEYS, pre_logits=pre_logits, head_initializer=NORMAL_02)

@@ -11,7 +11,7 @@ import keras
 
 from keras_convnets.applications.base import application, image_functions
 from keras_convnets.layers import Block
-from keras_convnets.layers.fast import Conv2D
+from keras_convnets.layers.fast import Activation, Conv2D
 from keras_convnets.layers.inception import Mixed, check_size, inception_conv
 from keras_convnets.layers.initializers import TORCH_UNIFORM
 from keras_convnets.registry import Checkpoint, family
@@ -96,7 +96,7 @@ class InceptionResidual(Block):
         self.scale = scale
         self.mixed = Mixed(branches, alpha)
         self.project = Conv2D(width, 1, kernel_initializer=TORCH_UNIFORM)
-        self.activation = keras.layers.Activation(activation) if activation else None
+        self.activation = Activation(activation) if activation else None
 
     def call(self, x):
         x = x + self.scale * self.project(self.mixed(x))

@@ -11,6 +11,7 @@ import keras
 
 from keras_convnets.applications.base import application, image_functions
 from keras_convnets.layers import Block, ConvNormAct, SqueezeExcite
+from keras_convnets.layers.fast import Activation
 from keras_convnets.layers.initializers import FAN_OUT_NORMAL
 from keras_convnets.registry import Checkpoint, family
 
@@ -103,7 +104,7 @@ class SqueezedBasicBlock(Block):
         self.conv2 = convolution(width, 3, 1, "relu")
         self.squeeze = SqueezeExcite(width, squeezed)
         self.shortcut = convolution(width, project, strides) if project else None
-        self.activation = keras.layers.Activation("relu")
+        self.activation = Activation("relu")
 
     def call(self, x):
         y = self.squeeze(self.conv2(self.conv1(x)))
@@ -142,7 +143,7 @@ class SqueezedBottleneck(Block):
         self.conv3 = convolution(width)
         self.squeeze = SqueezeExcite(width, squeezed)
         self.shortcut = convolution(width, project, strides) if project else None
-        self.activation = keras.layers.Activation("relu")
+        self.activation = Activation("relu")
 
     def call(self, x):
         y = self.squeeze(self.conv3(self.conv2(self.conv1(x))))

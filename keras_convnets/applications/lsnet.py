@@ -19,6 +19,7 @@ from keras_convnets.applications.repvit import (
 )
 from keras_convnets.layers import Block, Conv2D, SqueezeExcite, batch_norm, make_divisible
 from keras_convnets.layers.attention import RowsToMap
+from keras_convnets.layers.fast import Activation
 from keras_convnets.layers.initializers import NORMAL_02, TORCH_UNIFORM
 from keras_convnets.ops import aggregate_neighborhood
 from keras_convnets.registry import Checkpoint, family
@@ -196,7 +197,7 @@ class LSNetAttention(Block):
         self.biases = DistanceBias(HEADS, resolution)
         self.rows = keras.layers.Reshape((-1, width // HEADS))
         self.to_map = RowsToMap(HEADS)
-        self.activation = keras.layers.Activation("relu")
+        self.activation = Activation("relu")
         self.project = conv_norm(width, zero_init=True)
 
     def call(self, x):

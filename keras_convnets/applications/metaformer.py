@@ -13,7 +13,7 @@ from keras import ops
 
 from keras_convnets.applications.base import application, image_functions
 from keras_convnets.layers import LayerScale, MetaFormerBlock, stochastic_depth
-from keras_convnets.layers.fast import Conv2D
+from keras_convnets.layers.fast import Conv2D, Dense, LayerNormalization
 from keras_convnets.layers.initializers import NORMAL_02
 from keras_convnets.registry import Checkpoint, family
 
@@ -94,15 +94,15 @@ LAYOUTS = {LayerScale: {"gamma": ("scale", (0,))}}
 
 
 def pre_logits(x):
-    return keras.layers.LayerNormalization(epsilon=1e-6, name="head_norm")(x)
+    return LayerNormalization(epsilon=1e-6, name="head_norm")(x)
 
 
 def classifier(x, classes):
     """dense(norm(relu(dense(x))^2)), four times as wide inside."""
-    x = keras.layers.Dense(4 * x.shape[-1], kernel_initializer=NORMAL_02, name="head_fc1")(x)
+    x = Dense(4 * x.shape[-1], kernel_initializer=NORMAL_02, name="head_fc1")(x)
     x = ops.square(ops.relu(x))
-    x = keras.layers.LayerNormalization(epsilon=1e-6, name="head_hidden_norm")(x)
-    return keras.layers.Dense(classes, kernel_initializer=NORMAL_02, name="head")(x)
+    x = LayerNormalization(epsilon=1e-6, name="head_hidden_norm")(x)
+    return Dense(classes, kernel_initializer=NORMAL_02, name="head")(x)
 
 
 def shrink(x, width, kernel_size, strides, padding, name):
@@ -112,7 +112,7 @@ def shrink(x, width, kernel_size, strides, padding, name):
 
 
 def unbiased_norm(x, name):
-    return keras.layers.LayerNormalization(epsilon=1e-6, center=False, name=name)(x)
+    return LayerNormalization(epsilon=1e-6, center=False, name=name)(x)
 
 
 @family(VARIANTS, WEIGHTS, KEYS, pre_logits=pre_logits, classifier=classifier, layouts=LAYOUTS)

@@ -12,7 +12,7 @@ import keras
 
 from keras_convnets.applications.base import application, image_functions
 from keras_convnets.layers import ConvNormAct, InvertedResidual, make_divisible
-from keras_convnets.layers.fast import Conv2D
+from keras_convnets.layers.fast import Activation, Conv2D
 from keras_convnets.layers.initializers import FAN_OUT_NORMAL, FAN_OUT_UNIFORM
 from keras_convnets.layers.inverted import INVERTED_KEYS
 from keras_convnets.registry import Checkpoint, family
@@ -158,7 +158,7 @@ def pre_logits(x, width=1280, activation="hard_silu", use_bias=True):
     """The paper's efficient last stage: its last convolution comes after the pooling."""
     x = keras.layers.Reshape((1, 1, x.shape[-1]), name="head_map")(x)
     x = Conv2D(width, 1, use_bias=use_bias, kernel_initializer=FAN_OUT_NORMAL, name="head_conv")(x)
-    x = keras.layers.Activation(activation, name="head_activation")(x)
+    x = Activation(activation, name="head_activation")(x)
     return keras.layers.Flatten(name="head_features")(x)
 
 

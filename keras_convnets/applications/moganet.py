@@ -19,7 +19,7 @@ from keras_convnets.layers import (
     batch_norm,
     stochastic_depth,
 )
-from keras_convnets.layers.fast import Conv2D
+from keras_convnets.layers.fast import Activation, Conv2D
 from keras_convnets.layers.initializers import FAN_OUT_NORMAL, NORMAL_02
 from keras_convnets.registry import Checkpoint, family
 
@@ -92,7 +92,7 @@ class HalvingConv(Block):
         self.pad = keras.layers.ZeroPadding2D(1)
         self.conv = Conv2D(width, 3, 2, kernel_initializer=FAN_OUT_NORMAL)
         self.norm = batch_norm()
-        self.activation = keras.layers.Activation(activation) if activation else None
+        self.activation = Activation(activation) if activation else None
 
     def call(self, x):
         x = self.norm(self.conv(self.pad(x)))
@@ -138,11 +138,11 @@ class MultiOrderGatedAggregation(Block):
         self.proj1 = pointwise(width)
         self.pool = keras.layers.GlobalAveragePooling2D(keepdims=True)
         self.sigma = LayerScale(1e-5)
-        self.activation = keras.layers.Activation("silu")
+        self.activation = Activation("silu")
         self.gate = pointwise(width)
-        self.gate_activation = keras.layers.Activation("silu")
+        self.gate_activation = Activation("silu")
         self.value = MultiOrderConv(width)
-        self.value_activation = keras.layers.Activation("silu")
+        self.value_activation = Activation("silu")
         self.proj2 = pointwise(width)
 
     def call(self, x):
@@ -164,9 +164,9 @@ class ChannelAggregation(Block):
         super().__init__(**kwargs)
         self.fc1 = pointwise(hidden)
         self.depthwise = depthwise(3)
-        self.activation = keras.layers.Activation("gelu")
+        self.activation = Activation("gelu")
         self.decompose = pointwise(1)
-        self.decompose_activation = keras.layers.Activation("gelu")
+        self.decompose_activation = Activation("gelu")
         self.sigma = LayerScale(1e-5)
         self.fc2 = pointwise(width)
 

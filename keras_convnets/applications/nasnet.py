@@ -15,6 +15,7 @@ from keras import ops
 
 from keras_convnets.applications.base import application, image_functions
 from keras_convnets.layers import Block, ConvNormAct, DepthwiseConv2D, batch_norm, convolution
+from keras_convnets.layers.fast import Activation
 from keras_convnets.layers.initializers import FAN_OUT_UNIFORM, TORCH_UNIFORM
 from keras_convnets.ops import depthwise_conv2d
 from keras_convnets.registry import Checkpoint, family
@@ -81,7 +82,7 @@ class ActConvNorm(Block):
 
     def __init__(self, filters: int, **kwargs):
         super().__init__(**kwargs)
-        self.act = keras.layers.Activation("relu")
+        self.act = Activation("relu")
         self.conv = pointwise(filters)
         self.norm = batch_norm()
 
@@ -100,7 +101,7 @@ class FactorizedReduction(Block):
 
     def __init__(self, filters: int, **kwargs):
         super().__init__(**kwargs)
-        self.act = keras.layers.Activation("relu")
+        self.act = Activation("relu")
         self.pad = keras.layers.ZeroPadding2D(((0, 1), (0, 1)))
         self.path_1 = pointwise(filters // 2)
         self.path_2 = pointwise(filters // 2)
@@ -124,11 +125,11 @@ class SeparableTwice(Block):
     def __init__(self, filters: int, kernel_size: int, strides: int = 1, **kwargs):
         super().__init__(**kwargs)
         convention = dict(use_bias=False, depthwise_initializer=FAN_OUT_UNIFORM)
-        self.act1 = keras.layers.Activation("relu")
+        self.act1 = Activation("relu")
         self.depthwise1 = DepthwiseConv2D(kernel_size, strides, **convention)
         self.pointwise1 = pointwise(filters)
         self.norm1 = batch_norm()
-        self.act2 = keras.layers.Activation("relu")
+        self.act2 = Activation("relu")
         self.depthwise2 = DepthwiseConv2D(kernel_size, **convention)
         self.pointwise2 = pointwise(filters)
         self.norm2 = batch_norm()
@@ -223,7 +224,7 @@ def nasnet(x, width, depth, stem_width, skips_reduction=False):
     )(x)
     yield x
     stem, x = x, Cell("reduction", width // 4, "identity", name="cell_stem_0")([x, x])
-    yield keras.layers.Activation("relu", name="tap1")(x)
+    yield Activation("relu", name="tap1")(x)
     before, x = x, Cell("reduction", width // 2, "halve", name="cell_stem_1")([x, stem])
     for stage in range(3):
         filters = width * 2**stage
@@ -234,7 +235,7 @@ def nasnet(x, width, depth, stem_width, skips_reduction=False):
         for i in range(stage * depth, (stage + 1) * depth):
             fit = "project" if i % depth else "halve"
             before, x = x, Cell("normal", filters, fit, name=f"cell_{i}")([x, before])
-        yield keras.layers.Activation("relu", name=f"tap{stage + 2}")(x)
+        yield Activation("relu", name=f"tap{stage + 2}")(x)
 
 
 NASNetALarge = application("nasnetalarge")

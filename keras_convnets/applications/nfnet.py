@@ -14,6 +14,7 @@ import keras
 
 from keras_convnets.applications.base import application, image_functions
 from keras_convnets.layers import NormFreeBlock, NormFreeConv, make_divisible, stochastic_depth
+from keras_convnets.layers.fast import Activation
 from keras_convnets.layers.initializers import NORMAL_01
 from keras_convnets.layers.norm_free import ALPHA, gains, times
 from keras_convnets.registry import Checkpoint, family
@@ -142,7 +143,7 @@ def nfnet(
             if i == 2:
                 yield x
             if i < 3:
-                x = keras.layers.Activation(activation, name=f"stem_act{i + 1}")(x)
+                x = Activation(activation, name=f"stem_act{i + 1}")(x)
                 x = times(x, factor)
     elif stem == "3x3":
         x = conv(widths[0], 3, 2, "stem_conv")(x)
@@ -186,7 +187,7 @@ def nfnet(
     if final_width:
         x = conv(final_width, 1, 1, "final_conv")(x)
         yield x
-    return times(keras.layers.Activation(activation, name="final_act")(x), factor)
+    return times(Activation(activation, name="final_act")(x), factor)
 
 
 DMNFNetF0 = application("dm_nfnet_f0")

@@ -23,7 +23,7 @@ from keras_convnets.layers import (
     SelfAttention2D,
     stochastic_depth,
 )
-from keras_convnets.layers.fast import Conv2D
+from keras_convnets.layers.fast import Activation, Conv2D, Dense, LayerNormalization
 from keras_convnets.layers.initializers import FAN_OUT_UNIFORM, NORMAL_02, TORCH_UNIFORM
 from keras_convnets.registry import Checkpoint, family
 
@@ -128,7 +128,7 @@ class PoolBottleneck(Block):
             self.pool = keras.layers.MaxPooling2D(3, 1, "same")
         self.expand = conv(width)
         self.project = conv(width, strides=strides) if project else None
-        self.activation = keras.layers.Activation("relu")
+        self.activation = Activation("relu")
 
     def call(self, x):
         y = self.reduce(x)
@@ -152,11 +152,11 @@ class MaxPoolMixer(Block):
 
     def __init__(self, channels: int, kernel_initializer: str = NORMAL_02, **kwargs):
         super().__init__(**kwargs)
-        self.qkv = keras.layers.Dense(3 * channels, kernel_initializer=kernel_initializer)
-        self.act1 = keras.layers.Activation("gelu")
+        self.qkv = Dense(3 * channels, kernel_initializer=kernel_initializer)
+        self.act1 = Activation("gelu")
         self.pool = keras.layers.MaxPooling2D(3, 1, "same")
-        self.act2 = keras.layers.Activation("gelu")
-        self.proj = keras.layers.Dense(channels, kernel_initializer=kernel_initializer)
+        self.act2 = Activation("gelu")
+        self.proj = Dense(channels, kernel_initializer=kernel_initializer)
 
     def call(self, x):
         return self.proj(self.act2(self.pool(self.act1(self.qkv(x)))))
@@ -186,15 +186,15 @@ class MixerBlock(Block):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.norm1 = keras.layers.LayerNormalization(epsilon=1e-6)
+        self.norm1 = LayerNormalization(epsilon=1e-6)
         if heads:
             self.mixer = SelfAttention2D(channels, heads, kernel_initializer=kernel_initializer)
         else:
             self.mixer = MaxPoolMixer(channels, kernel_initializer)
-        self.norm2 = keras.layers.LayerNormalization(epsilon=1e-6)
-        self.fc1 = keras.layers.Dense(expansion * channels, kernel_initializer=kernel_initializer)
-        self.activation = keras.layers.Activation("gelu")
-        self.fc2 = keras.layers.Dense(channels, kernel_initializer=kernel_initializer)
+        self.norm2 = LayerNormalization(epsilon=1e-6)
+        self.fc1 = Dense(expansion * channels, kernel_initializer=kernel_initializer)
+        self.activation = Activation("gelu")
+        self.fc2 = Dense(channels, kernel_initializer=kernel_initializer)
         self.drop_path1 = DropPath(drop_path)
         self.drop_path2 = DropPath(drop_path)
 
@@ -254,7 +254,7 @@ def vit_pf(x, width, depth, heads, expansion=4, patch=16, grid=14, drop_path_rat
         block_heads = 0 if i % 2 else heads
         x = MixerBlock(width, block_heads, expansion, NORMAL_02, rate, name=f"block{i}")(x)
     yield x
-    return keras.layers.LayerNormalization(epsilon=1e-6, name="norm")(x)
+    return LayerNormalization(epsilon=1e-6, name="norm")(x)
 
 
 @family(PITS, WEIGHTS, PIT_KEYS, layouts=LAYOUTS)
@@ -275,7 +275,7 @@ def pit_pf(x, widths, depths, heads, expansion=4, patch=16, strides=8, grid=27, 
             x = MixerBlock(width, block_heads, expansion, TORCH_UNIFORM, rate, name=name)(x)
             number += 1
         yield x
-    return keras.layers.LayerNormalization(epsilon=1e-6, name="norm")(x)
+    return LayerNormalization(epsilon=1e-6, name="norm")(x)
 
 
 ResNet50Max = application("resnet50_max")

@@ -13,6 +13,7 @@ import keras
 from keras_convnets.applications.base import application, image_functions
 from keras_convnets.applications.metaformer import FULL, KEYS, LAYOUTS, metaformer, shrink
 from keras_convnets.layers import Block, DropPath, LayerScale, PoolMixer2D, stochastic_depth
+from keras_convnets.layers.fast import Activation, LayerNormalization
 from keras_convnets.layers.initializers import NORMAL_02
 from keras_convnets.layers.metaformer import RandomMatrix, pointwise
 from keras_convnets.registry import Checkpoint, family
@@ -111,7 +112,7 @@ class PoolFormerBlock(Block):
         self.drop_path1 = DropPath(drop_path)
         self.norm2 = keras.layers.GroupNormalization(1, epsilon=1e-5)
         self.fc1 = pointwise(4 * width, "conv", use_bias=True)
-        self.activation = keras.layers.Activation("gelu")
+        self.activation = Activation("gelu")
         self.fc2 = pointwise(width, "conv", use_bias=True)
         self.layer_scale2 = LayerScale(layer_scale)
         self.drop_path2 = DropPath(drop_path)
@@ -123,7 +124,7 @@ class PoolFormerBlock(Block):
 
 
 def pre_logits(x):
-    return keras.layers.LayerNormalization(epsilon=1e-6, name="head_norm")(x)
+    return LayerNormalization(epsilon=1e-6, name="head_norm")(x)
 
 
 @family(

@@ -17,7 +17,7 @@ from keras_convnets.layers import (
     LayerScale,
     stochastic_depth,
 )
-from keras_convnets.layers.fast import Conv2D
+from keras_convnets.layers.fast import Activation, Conv2D, LayerNormalization
 from keras_convnets.layers.initializers import FAN_IN_NORMAL, FAN_OUT_NORMAL
 from keras_convnets.registry import Checkpoint, family
 
@@ -71,7 +71,7 @@ RENAMES = [(r"^stem\.stem\.", "stem.")]
 
 
 def layer_norm(**kwargs):
-    return keras.layers.LayerNormalization(epsilon=1e-6, **kwargs)
+    return LayerNormalization(epsilon=1e-6, **kwargs)
 
 
 def convolution(width, size=1, **kwargs):
@@ -93,7 +93,7 @@ class FeatureMixer(Block):
         self.depthwise = DepthwiseConv2D(7, depthwise_initializer=FAN_OUT_NORMAL)
         self.norm = layer_norm()
         self.expand = convolution(channels * 4 // 8 * 8)
-        self.activation = keras.layers.Activation("gelu")
+        self.activation = Activation("gelu")
         self.grow = convolution(growth)
         self.squeeze = EffectiveSqueezeExcite(growth) if attention else None
         self.scale = LayerScale(1e-6)

@@ -19,6 +19,7 @@ from keras_convnets.layers import (
     make_divisible,
     stochastic_depth,
 )
+from keras_convnets.layers.fast import Activation
 from keras_convnets.layers.initializers import NORMAL_01
 from keras_convnets.registry import Checkpoint, family
 
@@ -173,7 +174,7 @@ class RegNetBlock(Block):
         self.conv3 = ConvNormAct(width, zero_init=True, norm=norm)
         self.shortcut = None if same_shape else ConvNormAct(width, 1, strides, norm=norm)
         self.drop_path = DropPath(drop_path)
-        self.activation = keras.layers.Activation(activation)
+        self.activation = Activation(activation)
 
     def call(self, x):
         y = self.conv2(self.conv1(x))

@@ -13,6 +13,7 @@ import keras
 from keras_convnets.applications.base import application, image_functions
 from keras_convnets.applications.regnet import blocks, stages
 from keras_convnets.layers import Block, DropPath, SqueezeExcite, batch_norm, convolution
+from keras_convnets.layers.fast import Activation
 from keras_convnets.layers.initializers import NORMAL_01
 from keras_convnets.registry import Checkpoint, family
 
@@ -58,15 +59,15 @@ class RegNetVBlock(Block):
     ):
         super().__init__(**kwargs)
         self.norm1 = batch_norm()
-        self.act1 = keras.layers.Activation("silu")
+        self.act1 = Activation("silu")
         self.conv1 = convolution(inner_width)
         self.norm2 = batch_norm()
-        self.act2 = keras.layers.Activation("silu")
+        self.act2 = Activation("silu")
         self.pad = keras.layers.ZeroPadding2D(1)
         self.conv2 = convolution(inner_width, 3, strides, groups=groups)
         self.squeeze = SqueezeExcite(inner_width, squeeze, "silu")
         self.norm3 = batch_norm()
-        self.act3 = keras.layers.Activation("silu")
+        self.act3 = Activation("silu")
         self.conv3 = convolution(width)
         if same_shape:
             self.projections = []
@@ -96,7 +97,7 @@ def regnetv(x, depth, line, group_width, pooled=False, drop_path_rate=0.0):
     block = functools.partial(RegNetVBlock, pooled=pooled)
     shapes = stages(depth, line, group_width)
     x = yield from blocks(x, block, shapes, drop_path_rate=drop_path_rate)
-    return keras.layers.Activation("silu", name="final_activation")(x)
+    return Activation("silu", name="final_activation")(x)
 
 
 RegNetV_040 = application("regnetv_040")

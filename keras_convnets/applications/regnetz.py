@@ -20,6 +20,7 @@ from keras_convnets.layers import (
     make_divisible,
     stochastic_depth,
 )
+from keras_convnets.layers.fast import Activation
 from keras_convnets.layers.initializers import NORMAL_01
 from keras_convnets.registry import Checkpoint, family
 
@@ -126,7 +127,7 @@ def regnetz(x, depth, line, group_width, final_width=0, drop_path_rate=0.0):
     x = yield from blocks(x, RegNetZBlock, shapes, drop_path_rate=drop_path_rate)
     if final_width:
         return ConvNormAct(final_width, activation="silu", name="final_conv")(x)
-    return keras.layers.Activation("silu", name="final_activation")(x)
+    return Activation("silu", name="final_activation")(x)
 
 
 @family(SIZED_VARIANTS, WEIGHTS, SIZED_KEYS, head_initializer=NORMAL_01)

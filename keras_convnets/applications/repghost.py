@@ -19,7 +19,7 @@ from keras_convnets.layers import (
     convolution,
     make_divisible,
 )
-from keras_convnets.layers.fast import Conv2D
+from keras_convnets.layers.fast import Activation, Conv2D
 from keras_convnets.layers.initializers import FAN_OUT_UNIFORM, TORCH_UNIFORM
 from keras_convnets.registry import Checkpoint, family
 
@@ -128,7 +128,7 @@ class RepGhostModule(Block):
         super().__init__(**kwargs)
         self.conv = convolution(filters)
         self.norm = batch_norm()
-        self.inner_activation = keras.layers.Activation(activation) if activation else None
+        self.inner_activation = Activation(activation) if activation else None
         self.rep = RepConv(
             filters,
             3,
@@ -137,7 +137,7 @@ class RepGhostModule(Block):
             identity=True,
             kernel_initializer=FAN_OUT_UNIFORM,
         )
-        self.activation = keras.layers.Activation(activation) if activation else None
+        self.activation = Activation(activation) if activation else None
 
     def call(self, x):
         y = self.norm(self.conv(x))
@@ -202,7 +202,7 @@ def pre_logits(x, width=1280):
     """As in MobileNetV3, the last convolution comes after the pooling."""
     x = keras.layers.Reshape((1, 1, x.shape[-1]), name="head_map")(x)
     x = Conv2D(width, 1, kernel_initializer=TORCH_UNIFORM, name="head_conv")(x)
-    x = keras.layers.Activation("relu", name="head_activation")(x)
+    x = Activation("relu", name="head_activation")(x)
     return keras.layers.Flatten(name="head_features")(x)
 
 
@@ -216,7 +216,7 @@ def ghost_levels(x, alpha, stages, blocks, last_width):
     x = keras.layers.ZeroPadding2D(1, name="stem_pad")(x)
     x = convolution(channels, 3, 2, name="stem_conv")(x)
     yield x
-    x = keras.layers.Activation("relu", name="stem_activation")(batch_norm(name="stem_norm")(x))
+    x = Activation("relu", name="stem_activation")(batch_norm(name="stem_norm")(x))
     for stage, (rows, block) in enumerate(zip(stages, blocks)):
         for i, (kernel_size, expanded, width, squeeze, strides) in enumerate(rows):
             expanded, width = make_divisible(expanded * alpha, 4), make_divisible(width * alpha, 4)
@@ -235,7 +235,7 @@ def ghost_levels(x, alpha, stages, blocks, last_width):
     last = f"stage{len(stages)}_block0"
     x = convolution(make_divisible(last_width * alpha, 4), name=f"{last}_conv")(x)
     x = batch_norm(name=f"{last}_norm")(x)
-    return keras.layers.Activation("relu", name=f"{last}_activation")(x)
+    return Activation("relu", name=f"{last}_activation")(x)
 
 
 @family(VARIANTS, WEIGHTS, KEYS, pre_logits=pre_logits)

@@ -18,6 +18,7 @@ from keras_convnets.layers import (
     batch_norm,
     stochastic_depth,
 )
+from keras_convnets.layers.fast import Activation
 from keras_convnets.layers.initializers import DEPTHWISE_TORCH_UNIFORM, TORCH_UNIFORM
 from keras_convnets.registry import Checkpoint, family
 
@@ -120,7 +121,7 @@ class RepLKBlock(Block):
         self.pw1 = conv_norm(hidden, "relu")
         branches = [(small_kernel, 1)] if small_kernel else []
         self.large_kernel = DilatedRepConv(kernel_size, branches, DEPTHWISE_TORCH_UNIFORM)
-        self.activation = keras.layers.Activation("relu")
+        self.activation = Activation("relu")
         self.pw2 = conv_norm(width)
         self.drop_path = DropPath(drop_path)
 

@@ -18,6 +18,7 @@ from keras_convnets.layers import (
     batch_norm,
     make_divisible,
 )
+from keras_convnets.layers.fast import Dense
 from keras_convnets.layers.initializers import FAN_OUT_UNIFORM, NORMAL_02, TORCH_UNIFORM
 from keras_convnets.layers.rep import (
     fold_norm,
@@ -190,9 +191,7 @@ class RepViTDownsample(Block):
 def classifier(x, classes):
     """The mean of two classifiers, of which the second has learned from a teacher."""
     logits = [
-        keras.layers.Dense(classes, kernel_initializer=NORMAL_02, name=name)(
-            batch_norm(name=f"{name}_norm")(x)
-        )
+        Dense(classes, kernel_initializer=NORMAL_02, name=name)(batch_norm(name=f"{name}_norm")(x))
         for name in ("head", "head_dist")
     ]
     return keras.layers.Average(name="head_mean")(logits)

@@ -21,6 +21,7 @@ from keras_convnets.layers import (
     convolution,
     stochastic_depth,
 )
+from keras_convnets.layers.fast import Activation
 from keras_convnets.layers.initializers import NORMAL_01
 from keras_convnets.registry import Checkpoint, family
 
@@ -146,7 +147,7 @@ class ResNetTSBlock(Block):
         self.conv3 = ConvNormAct(width, zero_init=True)
         self.drop_path = DropPath(drop_path)
         self.shortcut = ConvNormAct(width, 1, strides) if project else None
-        self.activation = keras.layers.Activation(activation)
+        self.activation = Activation(activation)
 
     def call(self, x):
         y = self.conv2(self.conv1(x))
@@ -165,7 +166,7 @@ class EdgeBlock(Block):
         self.edge1 = ConvNormAct(width, 3, activation="silu")
         self.edge2 = ConvNormAct(width, zero_init=True)
         self.shortcut = ConvNormAct(width)
-        self.activation = keras.layers.Activation("silu")
+        self.activation = Activation("silu")
 
     def call(self, x):
         return self.activation(self.shortcut(x) + self.edge2(self.edge1(x)))

@@ -14,6 +14,7 @@ from keras import ops
 
 from keras_convnets.applications.base import application, image_functions
 from keras_convnets.layers import Block, ChannelShuffle, ConvNormAct, DepthwiseNormAct
+from keras_convnets.layers.fast import Activation, Dense
 from keras_convnets.layers.initializers import NORMAL_01, Normal
 from keras_convnets.registry import Checkpoint, family
 
@@ -76,7 +77,7 @@ class GroupedShuffleUnit(Block):
         self.depthwise.conv.depthwise_initializer = Normal(stddev=1.0)
         # Figure 2 shuffles before the depthwise convolution: the same but for its kernels' order.
         self.shuffle = ChannelShuffle(inner // groups)
-        self.activation = keras.layers.Activation("relu")
+        self.activation = Activation("relu")
         if strides == 2:
             self.project = pointwise(inner, width - channels, groups)
             self.pad = keras.layers.ZeroPadding2D(1)
@@ -99,7 +100,7 @@ def pointwise(channels, width, groups, activation=None):
 
 
 def classifier(x, classes):
-    return keras.layers.Dense(classes, use_bias=False, kernel_initializer=NORMAL_01, name="head")(x)
+    return Dense(classes, use_bias=False, kernel_initializer=NORMAL_01, name="head")(x)
 
 
 @family(VARIANTS, WEIGHTS, KEYS, classifier=classifier)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import keras
 
 from keras_convnets.applications.base import application, image_functions
-from keras_convnets.layers.fast import BatchNormalization, Conv2D
+from keras_convnets.layers.fast import Activation, BatchNormalization, Conv2D
 from keras_convnets.layers.initializers import GlorotUniform
 from keras_convnets.registry import Checkpoint, family
 
@@ -107,7 +107,7 @@ def simplenet(x, stages, strides=(), plain=(), scale=1.0):
             )(x)
             norm = f"features_{place + 1}"
             x = BatchNormalization(momentum=0.95, epsilon=1e-5, name=norm)(x)
-            x = keras.layers.Activation("relu", name=f"features_{place + 2}")(x)
+            x = Activation("relu", name=f"features_{place + 2}")(x)
             place += 3 if number in plain else 4
             number += 1
     yield x

@@ -14,6 +14,7 @@ import keras
 
 from keras_convnets.applications.base import application, image_functions
 from keras_convnets.layers import Block, batch_norm, convolution
+from keras_convnets.layers.fast import Activation
 from keras_convnets.registry import Checkpoint, family
 
 # `depth` counts the layers of one of the three stages, each of two convolutions with a bottleneck:
@@ -62,7 +63,7 @@ class NormActConv(Block):
     def __init__(self, width: int, kernel_size: int, **kwargs):
         super().__init__(**kwargs)
         self.norm = batch_norm()
-        self.activation = keras.layers.Activation("relu")
+        self.activation = Activation("relu")
         self.conv = convolution(width, kernel_size, padding="same")
 
     def call(self, x):
@@ -102,7 +103,7 @@ def sparsenet(x, depth, growths, stem_width=None, bottleneck=False, dense=False)
             x = keras.layers.Concatenate(name=f"{name}_seen")(seen)
         yield x
     x = batch_norm(name="norm_last")(x)
-    return keras.layers.Activation("relu", name="relu_last")(x)
+    return Activation("relu", name="relu_last")(x)
 
 
 SparseNet40_24 = application("sparsenet_40_24")

@@ -22,7 +22,7 @@ from keras_convnets.layers import (
     batch_norm,
     stochastic_depth,
 )
-from keras_convnets.layers.fast import Conv2D
+from keras_convnets.layers.fast import Activation, Conv2D
 from keras_convnets.layers.initializers import FAN_OUT_NORMAL, NORMAL_02, Normal
 from keras_convnets.registry import Checkpoint, family
 
@@ -99,7 +99,7 @@ class SpaRTANSpatialMixer(Block):
         self.far = spread(half, depthwise)
         self.farther = spread(half, depthwise)
         self.farther_norm = batch_norm(EPSILON)
-        self.activation = keras.layers.Activation("gelu")
+        self.activation = Activation("gelu")
         self.near_squeeze = SqueezeExcite(half, half // 4)
         self.far_squeeze = SqueezeExcite(half, half // 4)
         self.proj_out = pointwise(width)
@@ -182,7 +182,7 @@ class WaveChannelMixer(Block):
         self.width = width
         wide = width * expansion
         self.theta = pointwise(wide)
-        self.activation = keras.layers.Activation("gelu")
+        self.activation = Activation("gelu")
         self.amplitude = pointwise(wide)
         self.strongest = StrongestChannel()
         self.waves = ComplexScale()

@@ -22,7 +22,7 @@ from keras_convnets.layers import (
     batch_norm,
     stochastic_depth,
 )
-from keras_convnets.layers.fast import Conv2D
+from keras_convnets.layers.fast import Activation, Conv2D, Dense, LayerNormalization
 from keras_convnets.layers.initializers import NORMAL_02
 from keras_convnets.layers.rep import fold_norm, values
 from keras_convnets.registry import Checkpoint, family
@@ -116,7 +116,7 @@ BRANCHES = {
 
 
 def layer_norm(name):
-    return keras.layers.LayerNormalization(epsilon=1e-6, name=name)
+    return LayerNormalization(epsilon=1e-6, name=name)
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
@@ -129,7 +129,7 @@ class ResponseLinear(Block):
     def __init__(self, width: int, **kwargs):
         super().__init__(**kwargs)
         self.grn = GlobalResponseNorm(use_bias=False)
-        self.linear = keras.layers.Dense(width)
+        self.linear = Dense(width)
 
     def call(self, x):
         return self.linear(self.grn(x))
@@ -145,7 +145,7 @@ class ResponseProjection(Block):
     def __init__(self, width: int, **kwargs):
         super().__init__(**kwargs)
         self.grn = GlobalResponseNorm()
-        self.linear = keras.layers.Dense(width, use_bias=False, kernel_initializer=NORMAL_02)
+        self.linear = Dense(width, use_bias=False, kernel_initializer=NORMAL_02)
         self.norm = batch_norm()
         self.scale = LayerScale(1e-6)
 
@@ -191,8 +191,8 @@ class UniRepLKNetBlock(Block):
             )
         self.norm = batch_norm()
         self.squeeze = SqueezeExcite(width, width // 4, kernel_initializer=NORMAL_02)
-        self.expand = keras.layers.Dense(4 * width, kernel_initializer=NORMAL_02)
-        self.activation = keras.layers.Activation("gelu")
+        self.expand = Dense(4 * width, kernel_initializer=NORMAL_02)
+        self.activation = Activation("gelu")
         self.project = ResponseProjection(width)
         self.drop_path = DropPath(drop_path)
 
@@ -221,7 +221,7 @@ def unireplknet(x, width, kernel_sizes, drop_path_rate=0.0):
     widths = [width << stage for stage in range(4)] if isinstance(width, int) else width
     drop_path = stochastic_depth(drop_path_rate, [len(sizes) for sizes in kernel_sizes])
     x = halve(x, widths[0] // 2, "stem_conv1", "stem_norm1")
-    x = keras.layers.Activation("gelu", name="stem_activation")(x)
+    x = Activation("gelu", name="stem_activation")(x)
     x = halve(x, widths[0], "stem_conv2", "stem_norm2")
     for stage, (width, sizes, rates) in enumerate(zip(widths, kernel_sizes, drop_path)):
         if stage:

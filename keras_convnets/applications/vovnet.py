@@ -21,7 +21,7 @@ from keras_convnets.layers import (
     EfficientChannelAttention,
     stochastic_depth,
 )
-from keras_convnets.layers.fast import BatchNormalization, Conv2D
+from keras_convnets.layers.fast import Activation, BatchNormalization, Conv2D
 from keras_convnets.layers.initializers import FAN_IN_NORMAL, FAN_OUT_NORMAL
 from keras_convnets.registry import Checkpoint, family
 
@@ -96,7 +96,7 @@ class SeparableNormAct(Block):
         )
         self.pointwise = Conv2D(width, 1, use_bias=False, kernel_initializer=FAN_OUT_NORMAL)
         self.norm = BatchNormalization(momentum=0.9, epsilon=1e-5)
-        self.activation = keras.layers.Activation("relu")
+        self.activation = Activation("relu")
 
     def call(self, x):
         return self.activation(self.norm(self.pointwise(self.depthwise(x))))

@@ -13,6 +13,7 @@ import keras
 
 from keras_convnets.applications.base import application, image_functions
 from keras_convnets.layers import Block, batch_norm, convolution
+from keras_convnets.layers.fast import Activation
 from keras_convnets.layers.initializers import FAN_IN_NORMAL
 from keras_convnets.registry import Checkpoint, family
 
@@ -59,11 +60,11 @@ class WideBlock(Block):
     ):
         super().__init__(**kwargs)
         self.norm1 = batch_norm()
-        self.act1 = keras.layers.Activation("relu")
+        self.act1 = Activation("relu")
         self.pad = keras.layers.ZeroPadding2D(1)
         self.conv1 = convolution(width, 3, strides=strides)
         self.norm2 = batch_norm()
-        self.act2 = keras.layers.Activation("relu")
+        self.act2 = Activation("relu")
         self.dropout = keras.layers.Dropout(dropout)
         self.conv2 = convolution(width, 3, padding="same")
         self.shortcut = convolution(width, 1, strides=strides) if project else None
@@ -87,7 +88,7 @@ def wide_resnet(x, depth, factor, dropout=0.0):
             x = WideBlock(width, strides, project, dropout, name=f"stage{stage}_block{i}")(x)
         yield x
     x = batch_norm(name="final_norm")(x)
-    return keras.layers.Activation("relu", name="final_act")(x)
+    return Activation("relu", name="final_act")(x)
 
 
 WRN_16_4 = application("wrn_16_4")

@@ -12,14 +12,14 @@ import numpy as np
 from keras import layers
 
 from keras_convnets.graph.rewrite import consumers_of, graph_nodes, leaf_graph, rebuild
-from keras_convnets.layers.fast import BATCH_NORM, CONV2D
+from keras_convnets.layers.fast import ACTIVATION, BATCH_NORM, CONV2D, DENSE
 from keras_convnets.layers.leaves import DropPath
 from keras_convnets.layers.rep import DEPTHWISE, TRANSPOSED, norm_affine, per_output
 
 # All comparisons are of exact types: a subclass may do something else with its kernel.
 CONVOLUTIONS = (layers.Conv1D, *CONV2D, layers.Conv3D)
-FOLDS_NORM_AFTER = (*CONVOLUTIONS, *DEPTHWISE, *TRANSPOSED, layers.Dense)
-FOLDS_NORM_BEFORE = (*CONVOLUTIONS, *DEPTHWISE, layers.Dense, *BATCH_NORM)
+FOLDS_NORM_AFTER = (*CONVOLUTIONS, *DEPTHWISE, *TRANSPOSED, *DENSE)
+FOLDS_NORM_BEFORE = (*CONVOLUTIONS, *DEPTHWISE, *DENSE, *BATCH_NORM)
 # A factor and a summand per channel may move across these.
 IDENTITIES = (
     layers.ActivityRegularization,
@@ -178,7 +178,7 @@ def _is_inference(node):
 
 
 def _is_linear_activation(layer):
-    return type(layer) is layers.Activation and layer.activation is keras.activations.linear
+    return type(layer) in ACTIVATION and layer.activation is keras.activations.linear
 
 
 def _channel_axis(layer, tensor):

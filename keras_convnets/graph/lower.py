@@ -13,7 +13,7 @@ from keras_convnets.graph.fold import fold_batchnorm
 from keras_convnets.graph.reparameterize import reparameterize
 from keras_convnets.graph.rewrite import in_turn, rewrite
 from keras_convnets.layers.depthwise import DepthwiseConv2D
-from keras_convnets.layers.fast import CONV2D, BatchNormalization, Conv2D
+from keras_convnets.layers.fast import CONV2D, DENSE, LAYER_NORM, BatchNormalization, Conv2D
 from keras_convnets.layers.leaves import LayerScale
 from keras_convnets.layers.metaformer import StarReLU
 from keras_convnets.ops._geometry import zeros_around
@@ -120,7 +120,7 @@ def normalized_axes(operation: keras.Operation, node) -> tuple[int, ...] | None:
     """The axes whose statistics a normalisation takes, if it is over channels or over all but the
     batch, with a scale and a shift per channel; `None` for others."""
     kind, rank = type(operation), len(node.outputs[0].shape)
-    if kind is layers.LayerNormalization and not operation.rms_scaling:
+    if kind in LAYER_NORM and not operation.rms_scaling:
         return (-1,) if list(np.ravel(operation.axis) % rank) == [rank - 1] else None
     if kind is layers.GroupNormalization and operation.groups == 1:
         return tuple(range(1, rank)) if operation.axis in (-1, rank - 1) else None
@@ -150,7 +150,7 @@ def _lower_product(operation, node) -> Callable | None:
     kind, shape = type(operation), node.outputs[0].shape
     if hasattr(kind, "by_products"):
         return operation.by_products(node.input_tensors[0].shape)
-    if kind is layers.Dense and len(shape) == 4:
+    if kind in DENSE and len(shape) == 4:
         return _pointwise(operation, node.input_tensors[0].shape)
     if kind in CONV2D and operation.groups > 1:
         convolve = _paired if _has_pairs(operation) else _sliced

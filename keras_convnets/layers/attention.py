@@ -7,13 +7,14 @@ from keras import ops
 
 from keras_convnets.layers.block import Block
 from keras_convnets.layers.conv import DepthwiseNormAct
-from keras_convnets.layers.fast import BatchNormalization, Conv2D
+from keras_convnets.layers.direct import Direct
+from keras_convnets.layers.fast import BatchNormalization, Conv2D, Dense
 from keras_convnets.layers.initializers import GLOROT_UNIFORM, NORMAL_02
 from keras_convnets.layers.leaves import DropPath, LayerScale
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
-class RowsToMap(keras.layers.Layer):
+class RowsToMap(Direct, keras.layers.Layer):
     """Rows of vectors as the map that they were, whatever its size.
 
     Input: (batch, height * width * split, channels) and any map of that height and width. Output:
@@ -64,11 +65,11 @@ class SelfAttention2D(Block):
             raise ValueError(f"SelfAttention2D: heads={heads} must divide width={width}.")
         self.scale = (width // heads) ** -0.5
         linear = {"use_bias": use_bias, "kernel_initializer": kernel_initializer}
-        self.qkv = keras.layers.Dense(3 * width, **linear)
+        self.qkv = Dense(3 * width, **linear)
         self.to_heads = keras.layers.Reshape((-1, heads, width // heads))
         self.to_rows = keras.layers.Reshape((-1, width))
         self.to_map = RowsToMap()
-        self.proj = keras.layers.Dense(width, **linear)
+        self.proj = Dense(width, **linear)
 
     def call(self, x):
         q, k, v = (self.to_heads(part) for part in ops.split(self.qkv(x), 3, axis=-1))

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 
 import keras
 
+from keras_convnets.layers.direct import Direct
+
 _openers = []
 
 
@@ -20,7 +22,7 @@ def opening(stand_in: Callable[[Block], Callable | None]) -> Iterator[None]:
         _openers.pop()
 
 
-class Block(keras.layers.Layer):
+class Block(Direct, keras.layers.Layer):
     """A layer made of layers, with no variables of its own.
 
     Three things follow from that, and every block has them for free:

@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from keras_convnets.layers.block import Block
-from keras_convnets.layers.fast import Conv2D
+from keras_convnets.layers.fast import Activation, Conv2D
 from keras_convnets.layers.initializers import FAN_OUT_NORMAL, TORCH_UNIFORM
 
 
@@ -24,7 +24,7 @@ class EffectiveSqueezeExcite(Block):
         super().__init__(**kwargs)
         self.pool = keras.layers.GlobalAveragePooling2D(keepdims=True)
         self.fc = Conv2D(channels, 1, kernel_initializer=FAN_OUT_NORMAL)
-        self.gate = keras.layers.Activation("hard_sigmoid")
+        self.gate = Activation("hard_sigmoid")
 
     def call(self, x):
         return x * self.gate(self.fc(self.pool(x)))
@@ -50,7 +50,7 @@ class EfficientChannelAttention(Block):
             use_bias=False,
             kernel_initializer=TORCH_UNIFORM,
         )
-        self.gate = keras.layers.Activation("sigmoid")
+        self.gate = Activation("sigmoid")
 
     def call(self, x):
         y = self.conv(self.pool(x)[..., None])

@@ -7,12 +7,13 @@ from keras import ops
 
 from keras_convnets.layers.block import Block
 from keras_convnets.layers.depthwise import DepthwiseConv2D
+from keras_convnets.layers.direct import Direct
 from keras_convnets.layers.fast import Conv2D
 from keras_convnets.ops import _geometry as geometry
 from keras_convnets.ops import depthwise_conv2d
 
 
-class ComputedConv2D(keras.layers.Layer):
+class ComputedConv2D(Direct, keras.layers.Layer):
     """The base: a subclass makes its variables in `add_kernel(channels)` and computes from them
     `dense_kernel()`, (height, width, channels / groups, filters).
 

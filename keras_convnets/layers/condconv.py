@@ -7,6 +7,8 @@ from keras import ops
 
 from keras_convnets.layers.block import Block
 from keras_convnets.layers.conv import batch_norm
+from keras_convnets.layers.direct import Direct
+from keras_convnets.layers.fast import Activation, Dense
 from keras_convnets.layers.initializers import FAN_SUM_UNIFORM, FanOutNormal
 from keras_convnets.layers.inverted import SqueezeExcite
 from keras_convnets.layers.leaves import DropPath
@@ -25,16 +27,14 @@ class ExpertRouting(Block):
     def __init__(self, experts: int = 4, **kwargs):
         super().__init__(**kwargs)
         self.pool = keras.layers.GlobalAveragePooling2D()
-        self.weigh = keras.layers.Dense(
-            experts, activation="sigmoid", kernel_initializer=FAN_SUM_UNIFORM
-        )
+        self.weigh = Dense(experts, activation="sigmoid", kernel_initializer=FAN_SUM_UNIFORM)
 
     def call(self, x):
         return self.weigh(self.pool(x))
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
-class CondConv2D(keras.layers.Layer):
+class CondConv2D(Direct, keras.layers.Layer):
     """Convolution whose kernel and bias are, for each example, a weighted sum of experts.
 
     Yang et al. 2019 (CondConv, https://arxiv.org/abs/1904.04971, equation 1). Input: a list of x,
@@ -141,7 +141,7 @@ class CondConvNormAct(Block):
         zeros = kernel_size // 2 if padding == "symmetric" else padding
         self.conv = CondConv2D(filters, kernel_size, strides, zeros, groups=groups, experts=experts)
         self.norm = batch_norm(epsilon)
-        self.activation = keras.layers.Activation(activation) if activation else None
+        self.activation = Activation(activation) if activation else None
 
     def call(self, inputs):
         x = self.norm(self.conv(inputs))

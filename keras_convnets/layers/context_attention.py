@@ -8,7 +8,8 @@ from keras import ops
 from keras_convnets.layers.block import Block
 from keras_convnets.layers.conv import ConvNormAct
 from keras_convnets.layers.depthwise import DepthwiseConv2D
-from keras_convnets.layers.fast import BatchNormalization, Conv2D
+from keras_convnets.layers.direct import Direct
+from keras_convnets.layers.fast import Activation, BatchNormalization, Conv2D
 from keras_convnets.layers.initializers import FAN_OUT_NORMAL
 
 
@@ -33,7 +34,7 @@ class CBAM(Block):
             reduced or channels // 16, 1, activation="relu", kernel_initializer=FAN_OUT_NORMAL
         )
         self.expand = Conv2D(channels, 1, kernel_initializer=FAN_OUT_NORMAL)
-        self.channel_gate = keras.layers.Activation("sigmoid")
+        self.channel_gate = Activation("sigmoid")
         self.spatial = ConvNormAct(1, 7, activation="sigmoid")
 
     def call(self, x):
@@ -89,7 +90,7 @@ class EfficientLocalAttention(Block):
                 kernel_initializer=FAN_OUT_NORMAL,
             )
         self.norm = keras.layers.GroupNormalization(norm_groups, epsilon=1e-5)
-        self.gate = keras.layers.Activation("sigmoid")
+        self.gate = Activation("sigmoid")
 
     def call(self, x):
         rows = ops.mean(x, axis=2, keepdims=True)
@@ -99,7 +100,7 @@ class EfficientLocalAttention(Block):
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
-class NearestLike(keras.layers.Layer):
+class NearestLike(Direct, keras.layers.Layer):
     """Enlarges a map to the size of another: position i takes i * size // size of the other.
 
     Input: a map (batch, h, w, channels) and one (batch, height, width, any). Output:
@@ -119,7 +120,7 @@ class NearestLike(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
-class MeanNearby(keras.layers.Layer):
+class MeanNearby(Direct, keras.layers.Layer):
     """Mean over windows of 2 * extent - 1 positions a side, every `extent`; what lies outside the
     map does not count.
 
@@ -198,7 +199,7 @@ class GatherExcite(Block):
             self.gather = [GatherStep(map_size, 1, 0, False)]
         if form == "plus":
             self.mlp = [
-                keras.layers.Activation("relu"),
+                Activation("relu"),
                 Conv2D(
                     reduced or channels // 16,
                     1,
@@ -209,7 +210,7 @@ class GatherExcite(Block):
             ]
         else:
             self.mlp = []
-        self.gate = keras.layers.Activation("sigmoid")
+        self.gate = Activation("sigmoid")
         self.enlarge = NearestLike() if extent else None
 
     def call(self, x):
@@ -234,7 +235,7 @@ class GatherStep(Block):
             depthwise_initializer=FAN_OUT_NORMAL,
         )
         self.norm = BatchNormalization(momentum=0.9, epsilon=1e-5)
-        self.activation = keras.layers.Activation("relu") if followed else None
+        self.activation = Activation("relu") if followed else None
 
     def call(self, x):
         x = self.norm(self.conv(x))

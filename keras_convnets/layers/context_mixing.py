@@ -10,7 +10,8 @@ from keras_convnets.layers.block import Block
 from keras_convnets.layers.conv import ConvNormAct, batch_norm
 from keras_convnets.layers.depthwise import DepthwiseConv2D
 from keras_convnets.layers.dilated_rep import DilatedRepConv
-from keras_convnets.layers.fast import Conv2D
+from keras_convnets.layers.direct import Direct
+from keras_convnets.layers.fast import Activation, Conv2D, Dense, LayerNormalization
 from keras_convnets.layers.initializers import NORMAL_02
 from keras_convnets.layers.inverted import SqueezeExcite
 from keras_convnets.layers.leaves import DropPath, GlobalResponseNorm
@@ -24,7 +25,7 @@ CONTEXT_SIDE = 7
 
 def layer_norm() -> keras.layers.LayerNormalization:
     """A normalisation over channels."""
-    return keras.layers.LayerNormalization(epsilon=1e-6)
+    return LayerNormalization(epsilon=1e-6)
 
 
 def conv_norm(
@@ -61,7 +62,7 @@ def squeeze_excite(width: int) -> SqueezeExcite:
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
-class WindowBias(keras.layers.Layer):
+class WindowBias(Direct, keras.layers.Layer):
     """Adds to the weights of windows a bias for each head and offset between pixel and tap.
 
     Called on `[weights, x]`: (batch, pixels, heads, kernel_size**2) and (batch, height, width,
@@ -119,9 +120,7 @@ class ContMix2D(Block):
         self.pool = AdaptiveAverage2D(CONTEXT_SIDE)
         self.key = ConvNormAct(width // 2, kernel_initializer=NORMAL_02)
         self.key_heads = keras.layers.Reshape((-1, heads, width // 2 // heads))
-        self.taps = keras.layers.Dense(
-            SMALL_KERNEL**2 + kernel_size**2, kernel_initializer=NORMAL_02
-        )
+        self.taps = Dense(SMALL_KERNEL**2 + kernel_size**2, kernel_initializer=NORMAL_02)
         self.small_bias = WindowBias(heads, SMALL_KERNEL)
         self.large_bias = WindowBias(heads, kernel_size)
         self.shrink = ResizeLike2D("average")
@@ -155,7 +154,7 @@ class ConvMLP(Block):
     def __init__(self, width: int, hidden: int, **kwargs):
         super().__init__(**kwargs)
         self.expand = pointwise(hidden)
-        self.activation = keras.layers.Activation("gelu")
+        self.activation = Activation("gelu")
         self.local = depthwise3()
         self.norm = GlobalResponseNorm()
         self.project = pointwise(width)
@@ -202,7 +201,7 @@ class ContMixBlock(Block):
         self.norm1 = layer_norm()
         self.fuse_depthwise = depthwise3()
         self.fuse_norm = batch_norm()
-        self.fuse_activation = keras.layers.Activation("gelu")
+        self.fuse_activation = Activation("gelu")
         self.fuse_pointwise = pointwise(width)
         self.fuse_response = GlobalResponseNorm()
         self.gate = conv_norm(width, activation="silu")

@@ -8,7 +8,7 @@ import numpy as np
 from keras_convnets.layers.block import Block
 from keras_convnets.layers.depthwise import DepthwiseConv2D
 from keras_convnets.layers.evo_norm import EvoNorm2D
-from keras_convnets.layers.fast import BatchNormalization, Conv2D
+from keras_convnets.layers.fast import Activation, BatchNormalization, Conv2D
 from keras_convnets.layers.initializers import FAN_OUT_NORMAL, FanOutNormal
 
 
@@ -113,7 +113,7 @@ class ConvNormAct(Block):
             )
         else:
             self.norm = batch_norm(epsilon, zero_init)
-        self.activation = keras.layers.Activation(activation) if activation else None
+        self.activation = Activation(activation) if activation else None
 
     def call(self, x):
         x = self.pad(x) if self.pad else x
@@ -145,7 +145,7 @@ class DepthwiseNormAct(Block):
             depthwise_initializer=kernel_initializer,
         )
         self.norm = batch_norm(epsilon)
-        self.activation = keras.layers.Activation(activation) if activation else None
+        self.activation = Activation(activation) if activation else None
 
     def call(self, x):
         x = self.norm(self.conv(x))

@@ -8,7 +8,8 @@ from keras import ops
 
 from keras_convnets.layers.block import Block
 from keras_convnets.layers.depthwise import DepthwiseConv2D
-from keras_convnets.layers.fast import Conv2D
+from keras_convnets.layers.direct import Direct
+from keras_convnets.layers.fast import Activation, Conv2D, Dense, LayerNormalization
 from keras_convnets.layers.initializers import (
     DEPTHWISE_TORCH_UNIFORM,
     GLOROT_UNIFORM,
@@ -127,16 +128,16 @@ class DCNv3(Block):
         _check_groups(type(self).__name__, channels, groups)
         taps = kernel_size**2 - remove_center
         self.depthwise = DepthwiseConv2D(depthwise_kernel_size or kernel_size)
-        self.norm = keras.layers.LayerNormalization(epsilon=1e-6)
-        self.activation = keras.layers.Activation("gelu")
-        self.offset = keras.layers.Dense(groups * taps * 2, kernel_initializer="zeros")
-        self.mask = keras.layers.Dense(groups * taps, kernel_initializer="zeros")
+        self.norm = LayerNormalization(epsilon=1e-6)
+        self.activation = Activation("gelu")
+        self.offset = Dense(groups * taps * 2, kernel_initializer="zeros")
+        self.mask = Dense(groups * taps, kernel_initializer="zeros")
         self.unpack_offset = UnpackChannels((groups, taps, 2))
         self.unpack_mask = UnpackChannels((groups, taps))
-        self.project_in = keras.layers.Dense(channels, kernel_initializer=GLOROT_UNIFORM)
+        self.project_in = Dense(channels, kernel_initializer=GLOROT_UNIFORM)
         self.aggregate = AggregateAtPoints(kernel_size, dilation_rate, offset_scale, remove_center)
         self.center_scale = _center_scale(groups) if center_feature_scale else None
-        self.project_out = keras.layers.Dense(channels, kernel_initializer=GLOROT_UNIFORM)
+        self.project_out = Dense(channels, kernel_initializer=GLOROT_UNIFORM)
 
     def call(self, x):
         local = self.activation(self.norm(self.depthwise(x)))
@@ -190,15 +191,13 @@ class DCNv4(Block):
             self.depthwise = DepthwiseConv2D(
                 depthwise_kernel_size, depthwise_initializer=DEPTHWISE_TORCH_UNIFORM
             )
-        self.offset_mask = keras.layers.Dense(-(-self.used // 8) * 8, kernel_initializer="zeros")
+        self.offset_mask = Dense(-(-self.used // 8) * 8, kernel_initializer="zeros")
         self.unpack = UnpackChannels((groups, self.taps * 3))
         self.unpack_offset = UnpackChannels((self.taps, 2))
-        self.project_in = keras.layers.Dense(channels, kernel_initializer=GLOROT_UNIFORM)
+        self.project_in = Dense(channels, kernel_initializer=GLOROT_UNIFORM)
         self.aggregate = AggregateAtPoints(kernel_size, dilation_rate, offset_scale, remove_center)
         self.center_scale = _center_scale(groups) if center_feature_scale else None
-        self.project_out = keras.layers.Dense(
-            channels, use_bias=output_bias, kernel_initializer=GLOROT_UNIFORM
-        )
+        self.project_out = Dense(channels, use_bias=output_bias, kernel_initializer=GLOROT_UNIFORM)
 
     def call(self, x):
         packed = self.offset_mask(self.depthwise(x) if self.depthwise else x)
@@ -213,7 +212,7 @@ class DCNv4(Block):
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
-class ConvAtOffsets2D(keras.layers.Layer):
+class ConvAtOffsets2D(Direct, keras.layers.Layer):
     """The kernel and bias of a deformable convolution: `ops.deform_conv2d` as a layer.
 
     Input: a list of x, offset and, optionally, mask, as in the operator, where the arguments are
@@ -269,7 +268,7 @@ class ConvAtOffsets2D(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
-class AggregateAtPoints(keras.layers.Layer):
+class AggregateAtPoints(Direct, keras.layers.Layer):
     """`ops.deform_aggregate` for points counted by columns, with a scale of the whole grid.
 
     Input: a list of x, (batch, height, width, channels); offset, (batch, height, width, groups,
@@ -315,7 +314,7 @@ class AggregateAtPoints(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
-class UnpackChannels(keras.layers.Layer):
+class UnpackChannels(Direct, keras.layers.Layer):
     """The last axis as several, of sizes `shape`."""
 
     def __init__(self, shape: tuple[int, ...], **kwargs):
@@ -330,7 +329,7 @@ class UnpackChannels(keras.layers.Layer):
 
 
 def _center_scale(groups):
-    return keras.layers.Dense(groups, "sigmoid", kernel_initializer="zeros")
+    return Dense(groups, "sigmoid", kernel_initializer="zeros")
 
 
 def _mix_groups(y, value, scale):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 from keras import constraints, initializers, layers, ops, regularizers, saving
 
+from keras_convnets.layers.direct import Direct
 from keras_convnets.ops import _geometry as geometry
 from keras_convnets.ops import depthwise_conv2d
 
 
 @saving.register_keras_serializable(package="keras_convnets")
-class DepthwiseConv2D(layers.Layer):
+class DepthwiseConv2D(Direct, layers.Layer):
     """Convolves each channel with its own kernel: fast on every backend, padded as you say.
 
     Input: `(batch, height, width, channels)`. Output: `(batch, out_height, out_width, channels)`.
@@ -117,7 +118,7 @@ class DepthwiseConv2D(layers.Layer):
 
 
 @saving.register_keras_serializable(package="keras_convnets")
-class BlurPool2D(layers.Layer):
+class BlurPool2D(Direct, layers.Layer):
     """Every second pixel of a map blurred with (1, 2, 1) / 4 in both directions (Zhang 2019, 3.2).
 
     Input: `(batch, height, width, channels)`. Output: `(batch, ceil(height / 2), ceil(width / 2),

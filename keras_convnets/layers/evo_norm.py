@@ -5,9 +5,11 @@ from __future__ import annotations
 import keras
 from keras import ops
 
+from keras_convnets.layers.direct import Direct
+
 
 @keras.saving.register_keras_serializable("keras_convnets")
-class EvoNorm2D(keras.layers.Layer):
+class EvoNorm2D(Direct, keras.layers.Layer):
     """gamma * x * sigmoid(v * x) / s + beta, with s the standard deviation of x in a group.
 
     Liu et al. 2020 (https://arxiv.org/abs/2004.02967), EvoNorm-S0 of table 1, which needs neither

@@ -1,21 +1,27 @@
-"""Keras' own convolution and batch normalisation, without the copies that they make on PyTorch.
+"""Keras' own layers that networks are made of, without what slows them on some backends.
 
-On PyTorch Keras copies a map twice in each convolution, adds the bias in another pass and
-normalises in three; PyTorch's functions need none of that. On the other backends nothing differs.
+On PyTorch Keras copies a map twice in each convolution, adds biases in another pass and normalises
+in three; PyTorch's functions need none of that, and calls inside of other layers are direct ones.
+On TensorFlow it normalises by a dozen operations. Where neither is so nothing differs.
 """
 
 from __future__ import annotations
 
 import keras
 
+from keras_convnets.layers.direct import Direct
+
+native = norms = None
 if keras.backend.backend() == "torch":
     from keras_convnets.ops import _conv_torch as native
-else:
-    native = None
+
+    norms = native
+elif keras.backend.backend() == "tensorflow":
+    from keras_convnets.ops import _norm_tensorflow as norms
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
-class Conv2D(keras.layers.Conv2D):
+class Conv2D(Direct, keras.layers.Conv2D):
     """`keras.layers.Conv2D`, with the same arguments, weights and outputs; on PyTorch one call on a
     view of the input."""
 
@@ -37,14 +43,14 @@ class Conv2D(keras.layers.Conv2D):
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
-class BatchNormalization(keras.layers.BatchNormalization):
+class BatchNormalization(Direct, keras.layers.BatchNormalization):
     """`keras.layers.BatchNormalization`, with the same arguments, weights, outputs and moving
-    statistics; on PyTorch one call on a view of a float32 map."""
+    statistics; on PyTorch and TensorFlow one call on a float32 map."""
 
     def call(self, inputs, training=None, mask=None):
         outputs = None
         if (
-            native
+            norms
             and mask is None
             and not self.renorm
             and not self.synchronized
@@ -54,7 +60,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
             if training and self.trainable:
                 outputs = self._normalized_by_batch(inputs)
             else:
-                outputs = native.batch_norm(
+                outputs = norms.batch_norm(
                     inputs,
                     self.gamma,
                     self.beta,
@@ -68,7 +74,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         # The variance comes out of 1 / sqrt(variance + epsilon), which for none at all is infinite.
         if self.epsilon == 0:
             return None
-        found = native.batch_norm_training(inputs, self.gamma, self.beta, self.epsilon)
+        found = norms.batch_norm_training(inputs, self.gamma, self.beta, self.epsilon)
         if found is None:
             return None
         outputs, mean, variance = found
@@ -77,6 +83,31 @@ class BatchNormalization(keras.layers.BatchNormalization):
         return outputs
 
 
+@keras.saving.register_keras_serializable("keras_convnets")
+class Dense(Direct, keras.layers.Dense):
+    """`keras.layers.Dense`, with the same arguments, weights and outputs; on PyTorch one call."""
+
+    def call(self, inputs, training=None):
+        plain = native and self.quantization_mode is None and not self.lora_enabled
+        outputs = native.dense(inputs, self.kernel, self.bias) if plain else None
+        if outputs is None:
+            return super().call(inputs, training=training)
+        return outputs if self.activation is None else self.activation(outputs)
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
+class LayerNormalization(Direct, keras.layers.LayerNormalization):
+    """`keras.layers.LayerNormalization`, with the same arguments, weights and outputs."""
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
+class Activation(Direct, keras.layers.Activation):
+    """`keras.layers.Activation`, with the same argument and outputs."""
+
+
 # For comparisons of exact types, as a subclass may do something else: Keras' layer and ours.
 CONV2D = (keras.layers.Conv2D, Conv2D)
 BATCH_NORM = (keras.layers.BatchNormalization, BatchNormalization)
+ACTIVATION = (keras.layers.Activation, Activation)
+DENSE = (keras.layers.Dense, Dense)
+LAYER_NORM = (keras.layers.LayerNormalization, LayerNormalization)

@@ -9,7 +9,8 @@ import numpy as np
 from keras import ops
 
 from keras_convnets.layers.block import Block
-from keras_convnets.layers.fast import BatchNormalization, Conv2D
+from keras_convnets.layers.direct import Direct
+from keras_convnets.layers.fast import BatchNormalization, Conv2D, Dense, LayerNormalization
 from keras_convnets.layers.global_filter import SpectralLayer
 from keras_convnets.layers.initializers import FAN_OUT_NORMAL
 from keras_convnets.ops import _geometry as geometry
@@ -59,7 +60,7 @@ class FDConv2D(Block):
             raise ValueError(f"FDConv2D: kernel_size={kernel_size} must be odd.")
         self.groups = groups
         self.pool = keras.layers.GlobalAveragePooling2D()
-        self.reduce = keras.layers.Dense(
+        self.reduce = Dense(
             max(channels // 16, 16), use_bias=False, kernel_initializer=FAN_OUT_NORMAL
         )
         self.norm = BatchNormalization(momentum=0.9, epsilon=1e-5)
@@ -67,7 +68,7 @@ class FDConv2D(Block):
         self.channel_scale = _dense(channels)
         self.filter_scale = _dense(filters)
         self.group_scale = _dense(groups)
-        self.local_norm = keras.layers.LayerNormalization(epsilon=1e-5)
+        self.local_norm = LayerNormalization(epsilon=1e-5)
         self.local_scale = keras.layers.Conv1D(
             filters * kernel_size**2,
             round(math.log2(channels) / 2 + 0.5) // 2 * 2 + 1,
@@ -98,7 +99,7 @@ class FDConv2D(Block):
 
 
 def _dense(units):
-    return keras.layers.Dense(units, kernel_initializer=NEARLY_ZERO)
+    return Dense(units, kernel_initializer=NEARLY_ZERO)
 
 
 def _scale(logits):
@@ -205,7 +206,7 @@ class ScaledBands(SpectralLayer):
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
-class StarReLU(keras.layers.Layer):
+class StarReLU(Direct, keras.layers.Layer):
     """scale * relu(x)^2 + bias, two learned numbers (Yu et al. 2022, arXiv 2210.13452)."""
 
     def build(self, input_shape):

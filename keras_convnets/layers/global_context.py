@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_convnets.layers.block import Block
-from keras_convnets.layers.fast import Conv2D
+from keras_convnets.layers.fast import Activation, Conv2D, LayerNormalization
 from keras_convnets.layers.initializers import FAN_IN_NORMAL, FAN_OUT_NORMAL
 
 
@@ -25,8 +25,8 @@ class GlobalContext(Block):
         self.rows = keras.layers.Reshape((-1, channels))
         self.map = keras.layers.Reshape((1, 1, channels))
         self.fc1 = Conv2D(channels // 8, 1, kernel_initializer=FAN_OUT_NORMAL)
-        self.norm = keras.layers.LayerNormalization(epsilon=1e-6)
-        self.activation = keras.layers.Activation("relu")
+        self.norm = LayerNormalization(epsilon=1e-6)
+        self.activation = Activation("relu")
         self.fc2 = Conv2D(channels, 1, kernel_initializer="zeros")
 
     def context(self, x):

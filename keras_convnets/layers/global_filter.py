@@ -8,6 +8,8 @@ from keras import ops
 
 from keras_convnets.layers.block import Block
 from keras_convnets.layers.depthwise import DepthwiseConv2D
+from keras_convnets.layers.direct import Direct
+from keras_convnets.layers.fast import LayerNormalization
 from keras_convnets.layers.initializers import NORMAL_02
 from keras_convnets.layers.leaves import ChannelShuffle
 from keras_convnets.ops import _geometry as geometry
@@ -15,7 +17,7 @@ from keras_convnets.ops import complex_kernel, filter_spectrum, fourier
 from keras_convnets.ops._depthwise_routes import wide
 
 
-class SpectralLayer(keras.layers.Layer):
+class SpectralLayer(Direct, keras.layers.Layer):
     """The base: a layer with an argument `route`, see `ops.fourier`."""
 
     def __init__(self, route, **kwargs):
@@ -119,11 +121,11 @@ class GlobalLocalFilter2D(Block):
 
     def __init__(self, rows: int = 14, columns: int = 8, **kwargs):
         super().__init__(**kwargs)
-        self.pre_norm = keras.layers.LayerNormalization(epsilon=1e-6)
+        self.pre_norm = LayerNormalization(epsilon=1e-6)
         self.local = DepthwiseConv2D(3, padding=1, use_bias=False, depthwise_initializer=NORMAL_02)
         self.whole = GlobalFilter2D(rows, columns)
         self.alternate = ChannelShuffle(2)
-        self.post_norm = keras.layers.LayerNormalization(epsilon=1e-6)
+        self.post_norm = LayerNormalization(epsilon=1e-6)
 
     def call(self, x):
         if x.shape[-1] is None or x.shape[-1] % 2:

@@ -6,6 +6,8 @@ import keras
 from keras import ops
 
 from keras_convnets.layers.computed import ComputedConv2D, plain_convolution
+from keras_convnets.layers.direct import Direct
+from keras_convnets.layers.fast import Dense
 from keras_convnets.layers.initializers import GLOROT_UNIFORM
 from keras_convnets.ops.hypercomplex import complex_kernel, kronecker_sum
 
@@ -71,7 +73,7 @@ class PHCConv2D(ComputedConv2D):
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
-class PHCDense(keras.layers.Layer):
+class PHCDense(Direct, keras.layers.Layer):
     """Dense layer with 1 / n of the weights, as `PHCConv2D`.
 
     Zhang et al. 2021 (https://arxiv.org/abs/2102.08597, equation 3). Input: (..., channels).
@@ -106,7 +108,7 @@ class PHCDense(keras.layers.Layer):
     def fused(self) -> keras.layers.Dense:
         """A plain dense layer with the present kernel."""
         kernel = kronecker_sum(self.rules, self.blocks)
-        dense = keras.layers.Dense(self.units, use_bias=self.use_bias, dtype=self.dtype_policy)
+        dense = Dense(self.units, use_bias=self.use_bias, dtype=self.dtype_policy)
         dense.build((None, kernel.shape[0]))
         dense.kernel.assign(kernel)
         if self.use_bias:

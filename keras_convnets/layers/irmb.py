@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 
 from keras_convnets.layers.conv import DepthwiseNormAct, batch_norm
-from keras_convnets.layers.fast import Conv2D
+from keras_convnets.layers.fast import Conv2D, LayerNormalization
 from keras_convnets.layers.initializers import FAN_OUT_UNIFORM, TORCH_UNIFORM
 
 EPSILON = 1e-6
@@ -16,7 +16,7 @@ def pre_norm(kind: str, name: str | None = None) -> keras.layers.Layer:
     if kind not in ("batch", "layer"):
         raise ValueError(f"norm={kind!r} must be 'batch' or 'layer'.")
     if kind == "layer":
-        return keras.layers.LayerNormalization(epsilon=EPSILON, name=name)
+        return LayerNormalization(epsilon=EPSILON, name=name)
     return batch_norm(EPSILON, name=name)
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import keras
 from keras import ops
 
+from keras_convnets.layers.direct import Direct
+
 
 @keras.saving.register_keras_serializable("keras_convnets")
-class LayerScale(keras.layers.Layer):
+class LayerScale(Direct, keras.layers.Layer):
     """gamma * x with one learned gamma per channel (Touvron et al. 2021, CaiT, equation 4).
 
     Input and output: (..., channels). `init_value`: the start value of every gamma.
@@ -32,7 +34,7 @@ class LayerScale(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
-class SkipInit(keras.layers.Layer):
+class SkipInit(Direct, keras.layers.Layer):
     """x times one learned number that starts at zero (De and Smith 2020, arXiv 2002.10444)."""
 
     def build(self, input_shape):
@@ -46,7 +48,7 @@ class SkipInit(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
-class GlobalResponseNorm(keras.layers.Layer):
+class GlobalResponseNorm(Direct, keras.layers.Layer):
     """x + gamma * x * n(x) + beta, n(x) = |x|_2 over the map / its mean over the channels.
 
     Woo et al. 2023 (ConvNeXt V2), algorithm 1. Input and output: (batch, height, width, channels).
@@ -78,7 +80,7 @@ class GlobalResponseNorm(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
-class DropPath(keras.layers.Layer):
+class DropPath(Direct, keras.layers.Layer):
     """Stochastic depth: drops whole samples of a residual branch (Huang et al. 2016, section 3).
 
     In training each sample is kept with probability 1 - rate and then divided by it; at inference,
@@ -107,7 +109,7 @@ class DropPath(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
-class ChannelShuffle(keras.layers.Layer):
+class ChannelShuffle(Direct, keras.layers.Layer):
     """Deals the channels out: the first of each group, then the second of each, and so on.
 
     Input and output: (batch, height, width, channels). What shuffling in `channels / groups` groups

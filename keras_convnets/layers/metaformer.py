@@ -8,7 +8,8 @@ from keras import ops
 from keras_convnets.layers.attention import SelfAttention2D
 from keras_convnets.layers.block import Block
 from keras_convnets.layers.depthwise import DepthwiseConv2D
-from keras_convnets.layers.fast import Conv2D
+from keras_convnets.layers.direct import Direct
+from keras_convnets.layers.fast import Conv2D, Dense, LayerNormalization
 from keras_convnets.layers.initializers import NORMAL_02, SOFTMAX_UNIFORM
 from keras_convnets.layers.leaves import DropPath, LayerScale
 
@@ -16,7 +17,7 @@ HEAD_DIM = 32
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
-class StarReLU(keras.layers.Layer):
+class StarReLU(Direct, keras.layers.Layer):
     """scale * relu(x)^2 + bias, two learned numbers that start at 1 and 0.
 
     Yu et al. 2022 (https://arxiv.org/abs/2210.13452, equation 5). Input and output: (...,).
@@ -65,7 +66,7 @@ class RandomMatrix(keras.layers.Dense):
 
     def by_products(self, input_shape):
         """As a plain dense layer."""
-        dense = keras.layers.Dense(self.units, use_bias=False, name=self.name)
+        dense = Dense(self.units, use_bias=False, name=self.name)
         dense.build(input_shape)
         dense.set_weights(self.get_weights())
         return dense
@@ -188,7 +189,7 @@ class MetaFormerBlock(Block):
 
 NORMS = {
     "map": lambda: keras.layers.GroupNormalization(1, epsilon=1e-6, center=False),
-    "channels": lambda: keras.layers.LayerNormalization(epsilon=1e-6, center=False),
+    "channels": lambda: LayerNormalization(epsilon=1e-6, center=False),
 }
 
 
@@ -197,4 +198,4 @@ def pointwise(width, form, use_bias=False):
     options = {"use_bias": use_bias, "kernel_initializer": NORMAL_02}
     if form == "conv":
         return Conv2D(width, 1, **options)
-    return keras.layers.Dense(width, **options)
+    return Dense(width, **options)

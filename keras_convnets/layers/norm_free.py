@@ -5,6 +5,7 @@ from __future__ import annotations
 import keras
 
 from keras_convnets.layers.block import Block
+from keras_convnets.layers.fast import Activation
 from keras_convnets.layers.initializers import FAN_IN_UNIT_NORMAL
 from keras_convnets.layers.leaves import DropPath, SkipInit
 from keras_convnets.layers.residual import attend
@@ -100,16 +101,16 @@ class NormFreeBlock(Block):
 
         self.pool = keras.layers.AveragePooling2D(2, padding="same") if strides > 1 else None
         self.shortcut = conv(width) if project else None
-        self.act1 = keras.layers.Activation(activation)
+        self.act1 = Activation(activation)
         self.conv1 = conv(inner_width)
-        self.act2 = keras.layers.Activation(activation)
+        self.act2 = Activation(activation)
         self.conv2 = conv(inner_width, 3, strides, groups)
         second = convolutions == 2
-        self.act2b = keras.layers.Activation(activation) if second else None
+        self.act2b = Activation(activation) if second else None
         self.conv2b = conv(inner_width, 3, 1, groups) if second else None
         name = attention if attention_inside else None
         self.attn = attend(name, inner_width, reduction, FAN_IN_UNIT_NORMAL)
-        self.act3 = keras.layers.Activation(activation)
+        self.act3 = Activation(activation)
         self.conv3 = conv(width, gain="ones" if skip_init else "zeros")
         name = None if attention_inside else attention
         self.attn_last = attend(name, width, reduction, FAN_IN_UNIT_NORMAL)

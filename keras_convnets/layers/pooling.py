@@ -8,8 +8,10 @@ import itertools
 import keras
 from keras import ops
 
+from keras_convnets.layers.direct import Direct
 
-class _SoftPooling(keras.layers.Layer):
+
+class _SoftPooling(Direct, keras.layers.Layer):
     axes: int
 
     def __init__(self, pool_size: int = 2, strides: int | None = None, **kwargs):

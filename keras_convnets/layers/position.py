@@ -5,11 +5,12 @@ from __future__ import annotations
 import keras
 from keras import ops
 
+from keras_convnets.layers.direct import Direct
 from keras_convnets.layers.initializers import NORMAL_02
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
-class PositionEmbedding2D(keras.layers.Layer):
+class PositionEmbedding2D(Direct, keras.layers.Layer):
     """x plus a learned map, which is interpolated to another size with cubic polynomials.
 
     Input and output: (batch, height, width, channels).

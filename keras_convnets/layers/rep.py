@@ -15,7 +15,7 @@ import numpy as np
 from keras_convnets.layers.block import Block
 from keras_convnets.layers.conv import batch_norm
 from keras_convnets.layers.depthwise import DepthwiseConv2D
-from keras_convnets.layers.fast import Conv2D
+from keras_convnets.layers.fast import Activation, Conv2D
 from keras_convnets.layers.initializers import FanOutNormal
 from keras_convnets.layers.inverted import SqueezeExcite
 from keras_convnets.layers.leaves import DropPath
@@ -271,7 +271,7 @@ class RepBlock(Block):
             drop_path=drop_path,
         )
         self.squeeze = SqueezeExcite(width, squeeze) if squeeze else None
-        self.activation = keras.layers.Activation("relu")
+        self.activation = Activation("relu")
 
     def call(self, x):
         y = self.rep(x)

@@ -6,6 +6,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_convnets.layers.direct import Direct
+
 
 def average(x, height, width):
     """`x`, (batch, old height, old width, channels), at another size: new row i is the mean of the
@@ -63,7 +65,7 @@ def _are_known(*shapes):
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
-class AdaptiveAverage2D(keras.layers.Layer):
+class AdaptiveAverage2D(Direct, keras.layers.Layer):
     """Means over `size` x `size` windows that cover the map; they repeat pixels of a smaller one.
 
     Input: (batch, height, width, channels). Output: (batch, size, size, channels).
@@ -81,7 +83,7 @@ class AdaptiveAverage2D(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
-class ResizeLike2D(keras.layers.Layer):
+class ResizeLike2D(Direct, keras.layers.Layer):
     """A map at the size of another one: called on `[x, like]`.
 
     Inputs: (batch, height, width, channels) and (batch, other height, other width, any). Output:
@@ -110,7 +112,7 @@ class ResizeLike2D(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
-class EnlargeToHold2D(keras.layers.Layer):
+class EnlargeToHold2D(Direct, keras.layers.Layer):
     """Enlarges a map whose shorter side is below `size` to that, bilinearly; others stay.
 
     Input: (batch, height, width, channels). Output: the same, or (batch, size, floor(size / height

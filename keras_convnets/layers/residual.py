@@ -8,6 +8,7 @@ from keras_convnets.layers.block import Block
 from keras_convnets.layers.channel_attention import EfficientChannelAttention
 from keras_convnets.layers.context_attention import CBAM, EfficientLocalAttention, GatherExcite
 from keras_convnets.layers.conv import ConvNormAct
+from keras_convnets.layers.fast import Activation
 from keras_convnets.layers.global_context import GlobalContext
 from keras_convnets.layers.initializers import FAN_OUT_NORMAL
 from keras_convnets.layers.inverted import SqueezeExcite
@@ -92,7 +93,7 @@ class _Residual(Block):
         self.attention = attend(attention, width)
         self.drop_path = DropPath(drop_path)
         self.projections = projections(width, strides, shortcut)
-        self.activation = keras.layers.Activation("relu")
+        self.activation = Activation("relu")
 
     def call(self, x):
         y = self.branch(x)

@@ -8,6 +8,8 @@ import keras
 
 from keras_convnets.layers.block import Block
 from keras_convnets.layers.depthwise import DepthwiseConv2D
+from keras_convnets.layers.direct import Direct
+from keras_convnets.layers.fast import Activation, Dense, LayerNormalization
 from keras_convnets.layers.initializers import NORMAL_02, FanOutNormal
 from keras_convnets.ops import _geometry as geometry
 from keras_convnets.ops import per_example_conv2d
@@ -56,13 +58,13 @@ class ARCConv2D(Block):
         self.depthwise = DepthwiseConv2D(
             3, padding=1, use_bias=False, depthwise_initializer=NORMAL_02
         )
-        self.norm = keras.layers.LayerNormalization(epsilon=1e-5)
-        self.activation = keras.layers.Activation("relu")
+        self.norm = LayerNormalization(epsilon=1e-5)
+        self.activation = Activation("relu")
         self.pool = keras.layers.GlobalAveragePooling2D()
         self.weights_dropout = keras.layers.Dropout(dropout)
         self.angles_dropout = keras.layers.Dropout(dropout)
-        self.weigh = keras.layers.Dense(kernels, activation="sigmoid", kernel_initializer=NORMAL_02)
-        self.turn = keras.layers.Dense(
+        self.weigh = Dense(kernels, activation="sigmoid", kernel_initializer=NORMAL_02)
+        self.turn = Dense(
             kernels, activation="softsign", use_bias=False, kernel_initializer=NORMAL_02
         )
         self.conv = RotatedConv2D(filters, strides, padding, groups, kernels)
@@ -75,7 +77,7 @@ class ARCConv2D(Block):
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
-class RotatedConv2D(keras.layers.Layer):
+class RotatedConv2D(Direct, keras.layers.Layer):
     """The kernels of `ARCConv2D`. Input: a list of x, angles and weights, as in
     `ops.rotation.rotate_kernels`. Output: (batch, out_height, out_width, filters).
     """

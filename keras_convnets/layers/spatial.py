@@ -9,13 +9,14 @@ from keras import ops
 
 from keras_convnets.layers.block import Block
 from keras_convnets.layers.computed import ComputedConv2D
+from keras_convnets.layers.direct import Direct
 from keras_convnets.layers.fast import Conv2D
 from keras_convnets.layers.initializers import FAN_OUT_NORMAL, FanOutNormal
 from keras_convnets.ops import _geometry as geometry
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
-class SpaceToDepth2D(keras.layers.Layer):
+class SpaceToDepth2D(Direct, keras.layers.Layer):
     """Every `scale`-th pixel, from each of the scale * scale first ones, side by side as channels.
 
     Input: (batch, height, width, channels), multiples of `scale`. Output: (batch, height / scale,

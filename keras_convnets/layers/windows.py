@@ -6,10 +6,11 @@ import keras
 from keras import ops
 
 from keras_convnets.layers.block import Block
+from keras_convnets.layers.direct import Direct
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
-class PadToMultiple(keras.layers.Layer):
+class PadToMultiple(Direct, keras.layers.Layer):
     """Zeros at the bottom and on the right, until both sides are multiples of `multiple`.
 
     Input: (batch, height, width, channels). Output: (batch, height', width', channels).
@@ -35,7 +36,7 @@ class PadToMultiple(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
-class WindowPartition(keras.layers.Layer):
+class WindowPartition(Direct, keras.layers.Layer):
     """A map as rows of vectors, one set of rows for each window and each head of channels.
 
     Input: (batch, height, width, channels), both sides multiples of the window. Output:
@@ -78,7 +79,7 @@ class WindowPartition(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
-class WindowMerge(keras.layers.Layer):
+class WindowMerge(Direct, keras.layers.Layer):
     """The map that `WindowPartition` made rows of, without the zeros of `PadToMultiple`.
 
     Input: the rows, (batch, windows * heads, window * window, depth), and any map of the height and

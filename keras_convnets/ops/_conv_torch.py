@@ -1,4 +1,4 @@
-"""Convolution and batch normalisation of channels-last maps on PyTorch, without copies of the map.
+"""Convolution, products and batch normalisation of channels-last maps on PyTorch, without copies.
 
 A permuted view of a contiguous NHWC tensor is what PyTorch calls channels-last. Where something is
 not covered the functions say so, and Keras' own code is to be called.
@@ -30,6 +30,18 @@ def conv2d(x, kernel, bias, strides, padding, dilation_rate, groups):
         top = left = 0
     y = F.conv2d(x, kernel, bias, strides, (top, left), dilation_rate, groups)
     return y.permute(0, 2, 3, 1)
+
+
+def dense(x, kernel, bias):
+    """A product and its bias in one call; `None` for symbolic and mixed types."""
+    if isinstance(x, keras.KerasTensor):
+        return None
+    x, kernel, bias = (
+        v if v is None else keras.ops.convert_to_tensor(v) for v in (x, kernel, bias)
+    )
+    if len(_types((x, kernel, bias))) > 1:
+        return None
+    return F.linear(x, kernel.t(), bias)
 
 
 def batch_norm_training(x, gamma, beta, epsilon):

@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection
 
 import keras
 import numpy as np
-from keras import layers
 
 from keras_convnets.deploy.export import check_model
 from keras_convnets.deploy.litert import check_calibration
@@ -23,7 +22,7 @@ from keras_convnets.layers.fake_quant import (
     QuantDepthwiseConv2D,
     ReciprocalRoot,
 )
-from keras_convnets.layers.fast import CONV2D
+from keras_convnets.layers.fast import CONV2D, DENSE
 from keras_convnets.quantization.calibration import METHODS, extremes, narrowed
 from keras_convnets.quantization.operators import (
     AVERAGES,
@@ -41,7 +40,7 @@ SCHEMES = {"int8": 8, "int4": 4}
 RANGES = {"moving": FakeQuant, "learned": LearnedFakeQuant}
 QUANTIZED = {
     **dict.fromkeys(CONV2D, QuantConv2D),
-    layers.Dense: QuantDense,
+    **dict.fromkeys(DENSE, QuantDense),
     DepthwiseConv2D: QuantDepthwiseConv2D,
 }
 

@@ -13,7 +13,7 @@ from keras import layers
 from keras_convnets.deploy.export import check_float32, check_packages
 from keras_convnets.graph.reparameterize import reparameterize
 from keras_convnets.graph.rewrite import graph_nodes, leaf_graph
-from keras_convnets.layers.fast import BATCH_NORM, CONV2D
+from keras_convnets.layers.fast import BATCH_NORM, CONV2D, DENSE, LAYER_NORM
 from keras_convnets.quantization.operators import kind_of
 
 INSTALL = 'pip install "keras-convnets[tfmot]"'
@@ -41,13 +41,13 @@ _SAME = {
     **dict.fromkeys(CONV2D, _CONVOLUTION),
     layers.Conv2DTranspose: ("filters", "output_padding", *_WINDOW),
     layers.Cropping2D: ("cropping", "data_format"),
-    layers.Dense: ("units", "use_bias"),
+    **dict.fromkeys(DENSE, ("units", "use_bias")),
     layers.Dropout: ("rate", "noise_shape", "seed"),
     layers.GlobalAveragePooling1D: _GLOBAL_POOLING,
     layers.GlobalAveragePooling2D: _GLOBAL_POOLING,
     layers.GlobalMaxPooling1D: _GLOBAL_POOLING,
     layers.GlobalMaxPooling2D: _GLOBAL_POOLING,
-    layers.LayerNormalization: ("axis", "epsilon", "center", "scale"),
+    **dict.fromkeys(LAYER_NORM, ("axis", "epsilon", "center", "scale")),
     layers.MaxPooling1D: _POOLING,
     layers.MaxPooling2D: _POOLING,
     layers.Maximum: (),

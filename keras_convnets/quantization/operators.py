@@ -24,13 +24,13 @@ from keras_convnets.graph.reparameterize import reparameterize
 from keras_convnets.graph.rewrite import graph_nodes, in_turn, leaf_graph, rebuild, rewrite
 from keras_convnets.layers.depthwise import BlurPool2D, DepthwiseConv2D
 from keras_convnets.layers.fake_quant import FakeQuant, FoldedNorm, ReciprocalRoot
-from keras_convnets.layers.fast import BATCH_NORM, CONV2D, Conv2D
+from keras_convnets.layers.fast import ACTIVATION, BATCH_NORM, CONV2D, DENSE, Conv2D
 from keras_convnets.layers.leaves import GlobalResponseNorm, SkipInit
 from keras_convnets.layers.rep import norm_affine
 
 # Exact types: a subclass may do something else with its kernel.
 DEPTHWISE = (layers.DepthwiseConv2D, DepthwiseConv2D)
-PRODUCTS = (*CONV2D, layers.Dense, *DEPTHWISE)
+PRODUCTS = (*CONV2D, *DENSE, *DEPTHWISE)
 
 # By the name of the operation, be it a layer or of `keras.ops`.
 # The output holds values of the input only, and so has its range.
@@ -110,7 +110,7 @@ _OPERATIONS = {
 def kind_of(operation: keras.Operation) -> str:
     """The name of an operation's type, or of the activation that it computes."""
     name = type(operation).__name__
-    if type(operation) is layers.Activation:
+    if type(operation) in ACTIVATION:
         return getattr(operation.activation, "__name__", type(operation.activation).__name__)
     if type(operation) is layers.ReLU:
         bounds = operation.max_value, operation.negative_slope, operation.threshold
@@ -120,7 +120,7 @@ def kind_of(operation: keras.Operation) -> str:
 
 def has_integers(operation: keras.Operation) -> bool:
     """Whether LiteRT has an operation of `integer_operators` in integers."""
-    is_product = type(operation) in (*CONV2D, layers.Dense, DepthwiseConv2D, FoldedNorm)
+    is_product = type(operation) in (*CONV2D, *DENSE, DepthwiseConv2D, FoldedNorm)
     return is_product or kind_of(operation) in MOVES | AVERAGES | OWN | FIXED.keys()
 
 
