@@ -14,7 +14,7 @@ from keras_convnets import catalog
 from keras_convnets.graph.count import count
 from keras_convnets.graph.rewrite import without_allocation
 from keras_convnets.labels import decode_predictions
-from keras_convnets.layers.fast import Activation, Dense
+from keras_convnets.layers.fast import Activation, Dense, GlobalAveragePooling2D
 from keras_convnets.registry import Checkpoint, Family, find_family
 
 MIN_SIZE = 32
@@ -388,9 +388,7 @@ def _pooled(row, x, arguments, include_top, pooling):
         return x
     if row.pre_pool is not None:
         x = row.pre_pool(x)
-    pool = (
-        keras.layers.GlobalMaxPooling2D if pooling == "max" else keras.layers.GlobalAveragePooling2D
-    )
+    pool = keras.layers.GlobalMaxPooling2D if pooling == "max" else GlobalAveragePooling2D
     x = pool(name="pool")(x)
     return x if row.pre_logits is None else row.pre_logits(x, **arguments)
 

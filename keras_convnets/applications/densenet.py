@@ -15,7 +15,7 @@ from keras import ops
 
 from keras_convnets.applications.base import application, image_functions
 from keras_convnets.layers import Block, BlurPool2D, batch_norm, convolution
-from keras_convnets.layers.fast import Activation
+from keras_convnets.layers.fast import Activation, ZeroPadding2D
 from keras_convnets.layers.initializers import FAN_IN_NORMAL
 from keras_convnets.registry import Checkpoint, family
 
@@ -114,7 +114,7 @@ def densenet(x, depths, growth=32, deep_stem=False, blurs=False):
     stem = ((growth, 3), (growth, 3), (2 * growth, 3)) if deep_stem else ((2 * growth, 7),)
     for i, (width, kernel_size) in enumerate(stem):
         if i == 0:
-            x = keras.layers.ZeroPadding2D(kernel_size // 2, name="pad0")(x)
+            x = ZeroPadding2D(kernel_size // 2, name="pad0")(x)
         strides, padding = (2, "valid") if i == 0 else (1, "same")
         x = convolution(width, kernel_size, strides, padding, name=f"conv{i}")(x)
         x = batch_norm(name=f"norm{i}")(x)
@@ -123,7 +123,7 @@ def densenet(x, depths, growth=32, deep_stem=False, blurs=False):
     if blurs:
         x = BlurredMaxPool(name="stem_pool")(x)
     else:
-        x = keras.layers.ZeroPadding2D(1, name="stem_pad")(x)
+        x = ZeroPadding2D(1, name="stem_pad")(x)
         x = keras.layers.MaxPooling2D(3, 2, name="stem_pool")(x)
     for stage, depth in enumerate(depths, start=1):
         if stage > 1:

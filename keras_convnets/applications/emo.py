@@ -17,7 +17,7 @@ from keras_convnets.layers import (
     batch_norm,
     stochastic_depth,
 )
-from keras_convnets.layers.fast import Activation, Conv2D
+from keras_convnets.layers.fast import Activation, Conv2D, ZeroPadding2D
 from keras_convnets.layers.initializers import NORMAL_02, TORCH_UNIFORM
 from keras_convnets.layers.irmb import EPSILON, local_convolution, pointwise, pre_norm
 from keras_convnets.registry import Checkpoint, family
@@ -172,7 +172,7 @@ def emo(x, depths, widths, expansions, head_sizes, stem=24, window=7, drop_path_
     BatchNorm and SiLU of the others.
     """
     drop_path = stochastic_depth(drop_path_rate, depths)
-    x = keras.layers.ZeroPadding2D(1, name="stem_pad")(x)
+    x = ZeroPadding2D(1, name="stem_pad")(x)
     x = Conv2D(stem, 3, 2, kernel_initializer=TORCH_UNIFORM, name="stem_conv")(x)
     x = batch_norm(EPSILON, name="stem_norm")(x)
     x = EMOStem(stem, name="stem_block")(x)

@@ -19,7 +19,7 @@ from keras_convnets.layers import (
     batch_norm,
     stochastic_depth,
 )
-from keras_convnets.layers.fast import Activation, Conv2D
+from keras_convnets.layers.fast import Activation, Conv2D, ZeroPadding2D
 from keras_convnets.layers.initializers import NORMAL_02, TORCH_UNIFORM
 from keras_convnets.layers.irmb import EPSILON, local_convolution, pointwise, pre_norm
 from keras_convnets.registry import Checkpoint, family
@@ -215,7 +215,7 @@ def emov2(
     """
     drop_path = stochastic_depth(drop_path_rate, depths)
     channels = widths[0] // 2
-    x = keras.layers.ZeroPadding2D(1, name="stem_pad")(x)
+    x = ZeroPadding2D(1, name="stem_pad")(x)
     x = Conv2D(channels, 3, 2, kernel_initializer=TORCH_UNIFORM, name="stem_conv")(x)
     x = batch_norm(EPSILON, name="stem_norm")(x)
     x = Activation("silu", name="stem_activation")(x)

@@ -18,7 +18,7 @@ from keras_convnets.layers import (
     batch_norm,
     stochastic_depth,
 )
-from keras_convnets.layers.fast import Activation, Conv2D, Dense, LayerNormalization
+from keras_convnets.layers.fast import Activation, Conv2D, Dense, LayerNormalization, ZeroPadding2D
 from keras_convnets.layers.initializers import NORMAL_02, TORCH_UNIFORM
 from keras_convnets.registry import Checkpoint, family
 
@@ -125,7 +125,7 @@ class FlashInternImageBlock(Block):
 
 def halve(x, width, use_bias, name, number=""):
     """norm(convolution of stride 2)."""
-    x = keras.layers.ZeroPadding2D(1, name=f"{name}_pad{number}")(x)
+    x = ZeroPadding2D(1, name=f"{name}_pad{number}")(x)
     x = Conv2D(
         width,
         3,

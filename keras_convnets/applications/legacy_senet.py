@@ -11,7 +11,7 @@ import keras
 
 from keras_convnets.applications.base import application, image_functions
 from keras_convnets.layers import Block, ConvNormAct, SqueezeExcite
-from keras_convnets.layers.fast import Activation
+from keras_convnets.layers.fast import Activation, ZeroPadding2D
 from keras_convnets.layers.initializers import FAN_OUT_NORMAL
 from keras_convnets.registry import Checkpoint, family
 
@@ -173,7 +173,7 @@ def legacy_senet(
         x = convolution(width, size, 2 if i == 1 else 1, "relu", name=f"stem{i}")(x)
     yield x
     # Zeros after the last row and column do not count: nothing here is below zero.
-    x = keras.layers.ZeroPadding2D(((0, 1), (0, 1)), name="stem_pad")(x)
+    x = ZeroPadding2D(((0, 1), (0, 1)), name="stem_pad")(x)
     x = keras.layers.MaxPooling2D(3, 2, name="stem_pool")(x)
     for stage, (depth, width) in enumerate(zip(depths, widths), start=1):
         out = 4 * width if inner else width

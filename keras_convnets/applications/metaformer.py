@@ -8,12 +8,11 @@ the reference: nothing. Those whose mixers learn nothing are in `poolformer.py`.
 
 from __future__ import annotations
 
-import keras
 from keras import ops
 
 from keras_convnets.applications.base import application, image_functions
 from keras_convnets.layers import LayerScale, MetaFormerBlock, stochastic_depth
-from keras_convnets.layers.fast import Conv2D, Dense, LayerNormalization
+from keras_convnets.layers.fast import Conv2D, Dense, LayerNormalization, ZeroPadding2D
 from keras_convnets.layers.initializers import NORMAL_02
 from keras_convnets.registry import Checkpoint, family
 
@@ -107,7 +106,7 @@ def classifier(x, classes):
 
 def shrink(x, width, kernel_size, strides, padding, name):
     """The convolution before a stage."""
-    x = keras.layers.ZeroPadding2D(padding, name=f"{name}_pad")(x)
+    x = ZeroPadding2D(padding, name=f"{name}_pad")(x)
     return Conv2D(width, kernel_size, strides, kernel_initializer=NORMAL_02, name=f"{name}_conv")(x)
 
 

@@ -19,7 +19,7 @@ from keras_convnets.layers import (
     batch_norm,
     stochastic_depth,
 )
-from keras_convnets.layers.fast import Activation, Conv2D
+from keras_convnets.layers.fast import Activation, Conv2D, GlobalAveragePooling2D, ZeroPadding2D
 from keras_convnets.layers.initializers import FAN_OUT_NORMAL, NORMAL_02
 from keras_convnets.registry import Checkpoint, family
 
@@ -89,7 +89,7 @@ class HalvingConv(Block):
 
     def __init__(self, width: int, activation: str | None = None, **kwargs):
         super().__init__(**kwargs)
-        self.pad = keras.layers.ZeroPadding2D(1)
+        self.pad = ZeroPadding2D(1)
         self.conv = Conv2D(width, 3, 2, kernel_initializer=FAN_OUT_NORMAL)
         self.norm = batch_norm()
         self.activation = Activation(activation) if activation else None
@@ -136,7 +136,7 @@ class MultiOrderGatedAggregation(Block):
     def __init__(self, width: int, **kwargs):
         super().__init__(**kwargs)
         self.proj1 = pointwise(width)
-        self.pool = keras.layers.GlobalAveragePooling2D(keepdims=True)
+        self.pool = GlobalAveragePooling2D(keepdims=True)
         self.sigma = LayerScale(1e-5)
         self.activation = Activation("silu")
         self.gate = pointwise(width)

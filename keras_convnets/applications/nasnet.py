@@ -15,7 +15,7 @@ from keras import ops
 
 from keras_convnets.applications.base import application, image_functions
 from keras_convnets.layers import Block, ConvNormAct, DepthwiseConv2D, batch_norm, convolution
-from keras_convnets.layers.fast import Activation
+from keras_convnets.layers.fast import Activation, ZeroPadding2D
 from keras_convnets.layers.initializers import FAN_OUT_UNIFORM, TORCH_UNIFORM
 from keras_convnets.ops import depthwise_conv2d
 from keras_convnets.registry import Checkpoint, family
@@ -102,7 +102,7 @@ class FactorizedReduction(Block):
     def __init__(self, filters: int, **kwargs):
         super().__init__(**kwargs)
         self.act = Activation("relu")
-        self.pad = keras.layers.ZeroPadding2D(((0, 1), (0, 1)))
+        self.pad = ZeroPadding2D(((0, 1), (0, 1)))
         self.path_1 = pointwise(filters // 2)
         self.path_2 = pointwise(filters // 2)
         self.final_norm = batch_norm()

@@ -14,7 +14,7 @@ import keras
 
 from keras_convnets.applications.base import application, image_functions
 from keras_convnets.layers import NormFreeBlock, NormFreeConv, make_divisible, stochastic_depth
-from keras_convnets.layers.fast import Activation
+from keras_convnets.layers.fast import Activation, ZeroPadding2D
 from keras_convnets.layers.initializers import NORMAL_01
 from keras_convnets.layers.norm_free import ALPHA, gains, times
 from keras_convnets.registry import Checkpoint, family
@@ -151,7 +151,7 @@ def nfnet(
     else:
         x = conv(stem_width, 7, 2, "stem_conv")(x)
         yield x
-        x = keras.layers.ZeroPadding2D(1, name="stem_pad")(x)
+        x = ZeroPadding2D(1, name="stem_pad")(x)
         x = keras.layers.MaxPooling2D(3, 2, name="stem_pool")(x)
 
     rates, variance = stochastic_depth(drop_path_rate, depths), 1.0

@@ -23,7 +23,7 @@ from keras_convnets.layers import (
     SelfAttention2D,
     stochastic_depth,
 )
-from keras_convnets.layers.fast import Activation, Conv2D, Dense, LayerNormalization
+from keras_convnets.layers.fast import Activation, Conv2D, Dense, LayerNormalization, ZeroPadding2D
 from keras_convnets.layers.initializers import FAN_OUT_UNIFORM, NORMAL_02, TORCH_UNIFORM
 from keras_convnets.registry import Checkpoint, family
 
@@ -122,7 +122,7 @@ class PoolBottleneck(Block):
             self.conv = conv(width // 4, 3, activation="relu")
         elif strides > 1:
             # Zeros are as good as nothing around a map without negative values.
-            self.pad = keras.layers.ZeroPadding2D(1)
+            self.pad = ZeroPadding2D(1)
             self.pool = keras.layers.MaxPooling2D(3, strides)
         else:
             self.pool = keras.layers.MaxPooling2D(3, 1, "same")
@@ -234,7 +234,7 @@ def resnet_pf(x, depths, widths=(256, 512, 1024, 2048), convolve=False):
     """
     x = conv(64, 7, 2, "relu", name="stem")(x)
     yield x
-    x = keras.layers.ZeroPadding2D(1, name="stem_pad")(x)
+    x = ZeroPadding2D(1, name="stem_pad")(x)
     x = keras.layers.MaxPooling2D(3, 2, name="stem_pool")(x)
     for stage, (width, depth) in enumerate(zip(widths, depths), start=1):
         for i in range(depth):

@@ -13,7 +13,7 @@ import keras
 from keras_convnets.applications.base import application, image_functions
 from keras_convnets.applications.regnet import blocks, stages
 from keras_convnets.layers import Block, DropPath, SqueezeExcite, batch_norm, convolution
-from keras_convnets.layers.fast import Activation
+from keras_convnets.layers.fast import Activation, ZeroPadding2D
 from keras_convnets.layers.initializers import NORMAL_01
 from keras_convnets.registry import Checkpoint, family
 
@@ -63,7 +63,7 @@ class RegNetVBlock(Block):
         self.conv1 = convolution(inner_width)
         self.norm2 = batch_norm()
         self.act2 = Activation("silu")
-        self.pad = keras.layers.ZeroPadding2D(1)
+        self.pad = ZeroPadding2D(1)
         self.conv2 = convolution(inner_width, 3, strides, groups=groups)
         self.squeeze = SqueezeExcite(inner_width, squeeze, "silu")
         self.norm3 = batch_norm()
@@ -91,7 +91,7 @@ class RegNetVBlock(Block):
 @family(VARIANTS, WEIGHTS, KEYS, head_initializer=NORMAL_01)
 def regnetv(x, depth, line, group_width, pooled=False, drop_path_rate=0.0):
     """Yields the stem and each stage: strides 2, 4, 8, 16, 32."""
-    x = keras.layers.ZeroPadding2D(1, name="stem_pad")(x)
+    x = ZeroPadding2D(1, name="stem_pad")(x)
     x = convolution(32, 3, 2, name="stem")(x)
     yield x
     block = functools.partial(RegNetVBlock, pooled=pooled)

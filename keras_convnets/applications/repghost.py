@@ -19,7 +19,7 @@ from keras_convnets.layers import (
     convolution,
     make_divisible,
 )
-from keras_convnets.layers.fast import Activation, Conv2D
+from keras_convnets.layers.fast import Activation, Conv2D, ZeroPadding2D
 from keras_convnets.layers.initializers import FAN_OUT_UNIFORM, TORCH_UNIFORM
 from keras_convnets.registry import Checkpoint, family
 
@@ -213,7 +213,7 @@ def ghost_levels(x, alpha, stages, blocks, last_width):
     `blocks`: the class of the bottlenecks of each stage; `last_width`: before scaling by `alpha`.
     """
     channels = make_divisible(16 * alpha, 4)
-    x = keras.layers.ZeroPadding2D(1, name="stem_pad")(x)
+    x = ZeroPadding2D(1, name="stem_pad")(x)
     x = convolution(channels, 3, 2, name="stem_conv")(x)
     yield x
     x = Activation("relu", name="stem_activation")(batch_norm(name="stem_norm")(x))

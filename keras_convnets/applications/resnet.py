@@ -17,6 +17,7 @@ from keras_convnets.layers import (
     SoftPooling2D,
     stochastic_depth,
 )
+from keras_convnets.layers.fast import ZeroPadding2D
 from keras_convnets.registry import Checkpoint, family
 
 VARIANTS = {
@@ -133,7 +134,7 @@ def stem_pool(x, pool):
         return keras.layers.AveragePooling2D(2, name="stem_pool")(x)
     if pool == "soft":
         return SoftPooling2D(2, name="stem_pool")(x)
-    x = keras.layers.ZeroPadding2D(1, name="stem_pad")(x)
+    x = ZeroPadding2D(1, name="stem_pad")(x)
     return keras.layers.MaxPooling2D(3, 2, name="stem_pool")(x)
 
 

@@ -21,7 +21,7 @@ from keras_convnets.layers import (
     convolution,
     stochastic_depth,
 )
-from keras_convnets.layers.fast import Activation
+from keras_convnets.layers.fast import Activation, ZeroPadding2D
 from keras_convnets.layers.initializers import NORMAL_01
 from keras_convnets.registry import Checkpoint, family
 
@@ -213,7 +213,7 @@ def resnet_ts(
             yield x
         strides = 2 if i == 1 or last else 1
         if i <= linear:
-            padded = keras.layers.ZeroPadding2D(1, name=f"stem{i}_pad")(x)
+            padded = ZeroPadding2D(1, name=f"stem{i}_pad")(x)
             x = convolution(width, 3, strides, name=f"stem{i}")(padded)
         else:
             x = ConvNormAct(width, 3, strides, activation, name=f"stem{i}")(x)

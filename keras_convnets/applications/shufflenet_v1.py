@@ -14,7 +14,7 @@ from keras import ops
 
 from keras_convnets.applications.base import application, image_functions
 from keras_convnets.layers import Block, ChannelShuffle, ConvNormAct, DepthwiseNormAct
-from keras_convnets.layers.fast import Activation, Dense
+from keras_convnets.layers.fast import Activation, Dense, ZeroPadding2D
 from keras_convnets.layers.initializers import NORMAL_01, Normal
 from keras_convnets.registry import Checkpoint, family
 
@@ -80,7 +80,7 @@ class GroupedShuffleUnit(Block):
         self.activation = Activation("relu")
         if strides == 2:
             self.project = pointwise(inner, width - channels, groups)
-            self.pad = keras.layers.ZeroPadding2D(1)
+            self.pad = ZeroPadding2D(1)
             self.pool = keras.layers.AveragePooling2D(3, 2)
         else:
             self.project = pointwise(inner, width, groups)
@@ -112,7 +112,7 @@ def shufflenet_v1(x, groups, widths, stem_width=24, depths=(4, 8, 4)):
     x = ConvNormAct(stem_width, 3, 2, "relu", kernel_initializer=NORMAL_01, name="stem")(x)
     yield x
     # Zeros are as good as nothing around a map without negative values.
-    x = keras.layers.ZeroPadding2D(1, name="pool_pad")(x)
+    x = ZeroPadding2D(1, name="pool_pad")(x)
     x = keras.layers.MaxPooling2D(3, 2, name="pool1")(x)
     yield x
     unit = 0

@@ -10,6 +10,7 @@ from keras import ops
 
 from keras_convnets.applications.base import application, image_functions
 from keras_convnets.layers import Block, ChannelShuffle, ConvNormAct, DepthwiseNormAct
+from keras_convnets.layers.fast import ZeroPadding2D
 from keras_convnets.layers.initializers import FAN_OUT_UNIFORM, TORCH_UNIFORM
 from keras_convnets.registry import Checkpoint, family
 
@@ -131,7 +132,7 @@ def shufflenet_v2(x, widths, stem_width=24, depths=(4, 8, 4), head_width=1024):
     x = pointwise(stem_width, 2, 3, name="conv1")(x)
     yield x
     # Zeros are as good as nothing around a map without negative values.
-    x = keras.layers.ZeroPadding2D(1, name="pool_pad")(x)
+    x = ZeroPadding2D(1, name="pool_pad")(x)
     x = keras.layers.MaxPooling2D(3, 2, name="pool1")(x)
     yield x
     for stage, (width, depth) in enumerate(zip(widths, depths), start=2):

@@ -12,7 +12,7 @@ from __future__ import annotations
 import keras
 
 from keras_convnets.applications.base import application, image_functions
-from keras_convnets.layers.fast import Activation, BatchNormalization, Conv2D
+from keras_convnets.layers.fast import Activation, BatchNormalization, Conv2D, ZeroPadding2D
 from keras_convnets.layers.initializers import GlorotUniform
 from keras_convnets.registry import Checkpoint, family
 
@@ -93,7 +93,7 @@ def simplenet(x, stages, strides=(), plain=(), scale=1.0):
             if strides[number : number + 1] == (2,):
                 if number:
                     yield x
-                x = keras.layers.ZeroPadding2D(1, name=f"features_{place}_pad")(x)
+                x = ZeroPadding2D(1, name=f"features_{place}_pad")(x)
                 step, padding = 2, "valid"
             else:
                 step, padding = 1, "same"

@@ -22,7 +22,7 @@ from keras_convnets.layers import (
     batch_norm,
     stochastic_depth,
 )
-from keras_convnets.layers.fast import Activation, Conv2D
+from keras_convnets.layers.fast import Activation, Conv2D, GlobalAveragePooling2D
 from keras_convnets.layers.initializers import FAN_OUT_NORMAL, NORMAL_02, Normal
 from keras_convnets.registry import Checkpoint, family
 
@@ -93,7 +93,7 @@ class SpaRTANSpatialMixer(Block):
         super().__init__(**kwargs)
         half = width // 2
         self.proj_in = pointwise(half)
-        self.pool = keras.layers.GlobalAveragePooling2D(keepdims=True)
+        self.pool = GlobalAveragePooling2D(keepdims=True)
         self.gamma = LayerScale(1e-5)
         self.near = convolution(half, depthwise)
         self.far = spread(half, depthwise)

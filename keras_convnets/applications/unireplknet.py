@@ -22,7 +22,7 @@ from keras_convnets.layers import (
     batch_norm,
     stochastic_depth,
 )
-from keras_convnets.layers.fast import Activation, Conv2D, Dense, LayerNormalization
+from keras_convnets.layers.fast import Activation, Conv2D, Dense, LayerNormalization, ZeroPadding2D
 from keras_convnets.layers.initializers import NORMAL_02
 from keras_convnets.layers.rep import fold_norm, values
 from keras_convnets.registry import Checkpoint, family
@@ -203,7 +203,7 @@ class UniRepLKNetBlock(Block):
 
 def halve(x, width, conv, norm):
     """A 3x3 convolution with stride 2, and layer normalisation."""
-    x = keras.layers.ZeroPadding2D(1)(x)
+    x = ZeroPadding2D(1)(x)
     x = Conv2D(width, 3, 2, kernel_initializer=NORMAL_02, name=conv)(x)
     return layer_norm(norm)(x)
 

@@ -21,7 +21,7 @@ from keras_convnets.layers import (
     EfficientChannelAttention,
     stochastic_depth,
 )
-from keras_convnets.layers.fast import Activation, BatchNormalization, Conv2D
+from keras_convnets.layers.fast import Activation, BatchNormalization, Conv2D, ZeroPadding2D
 from keras_convnets.layers.initializers import FAN_IN_NORMAL, FAN_OUT_NORMAL
 from keras_convnets.registry import Checkpoint, family
 
@@ -179,7 +179,7 @@ def vovnet(
     for stage, depth in enumerate(depths):
         if stage:
             # The last window may reach over the edge, where a zero is never the maximum: x >= 0.
-            x = keras.layers.ZeroPadding2D(((0, 1), (0, 1)), name=f"stage{stage}_pad")(x)
+            x = ZeroPadding2D(((0, 1), (0, 1)), name=f"stage{stage}_pad")(x)
             x = keras.layers.MaxPooling2D(3, 2, name=f"stage{stage}_pool")(x)
         for i in range(depth):
             x = OSABlock(

@@ -13,7 +13,7 @@ import keras
 
 from keras_convnets.applications.base import application, image_functions
 from keras_convnets.layers import Block, batch_norm, convolution
-from keras_convnets.layers.fast import Activation
+from keras_convnets.layers.fast import Activation, ZeroPadding2D
 from keras_convnets.layers.initializers import FAN_IN_NORMAL
 from keras_convnets.registry import Checkpoint, family
 
@@ -61,7 +61,7 @@ class WideBlock(Block):
         super().__init__(**kwargs)
         self.norm1 = batch_norm()
         self.act1 = Activation("relu")
-        self.pad = keras.layers.ZeroPadding2D(1)
+        self.pad = ZeroPadding2D(1)
         self.conv1 = convolution(width, 3, strides=strides)
         self.norm2 = batch_norm()
         self.act2 = Activation("relu")

@@ -12,7 +12,7 @@ import numpy as np
 from keras import layers
 
 from keras_convnets.graph.rewrite import consumers_of, graph_nodes, leaf_graph, rebuild
-from keras_convnets.layers.fast import ACTIVATION, BATCH_NORM, CONV2D, DENSE
+from keras_convnets.layers.fast import ACTIVATION, BATCH_NORM, CONV2D, DENSE, MEAN_OF_MAP
 from keras_convnets.layers.leaves import DropPath
 from keras_convnets.layers.rep import DEPTHWISE, TRANSPOSED, norm_affine, per_output
 
@@ -35,7 +35,7 @@ IDENTITIES = (
 )
 GLOBAL_AVERAGES = (
     layers.GlobalAveragePooling1D,
-    layers.GlobalAveragePooling2D,
+    *MEAN_OF_MAP,
     layers.GlobalAveragePooling3D,
 )
 AVERAGES = (layers.AveragePooling1D, layers.AveragePooling2D, layers.AveragePooling3D)

@@ -10,7 +10,7 @@ from keras import layers
 
 from keras_convnets.graph.rewrite import graph_nodes, leaf_graph, rebuild
 from keras_convnets.layers.depthwise import DepthwiseConv2D
-from keras_convnets.layers.fast import CONV2D
+from keras_convnets.layers.fast import CONV2D, ZERO_PADDING
 
 # Exact types: a subclass may do something else with its kernel.
 CONVOLUTIONS = (*CONV2D, layers.DepthwiseConv2D, DepthwiseConv2D)
@@ -57,7 +57,7 @@ def _replace(node, before, replacements):
     """
     convolution, (x,) = node.operation, node.input_tensors
     zeros = convolution.padding
-    pads = zeros == "valid" and before and type(before.operation) is layers.ZeroPadding2D
+    pads = zeros == "valid" and before and type(before.operation) in ZERO_PADDING
     if pads:
         zeros, (x,) = before.operation.padding, before.input_tensors
     elif not isinstance(zeros, str):  # our depthwise layer, which pads both sides alike

@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from keras_convnets.layers.block import Block
-from keras_convnets.layers.fast import Activation, Conv2D
+from keras_convnets.layers.fast import Activation, Conv2D, GlobalAveragePooling2D
 from keras_convnets.layers.initializers import FAN_OUT_NORMAL, TORCH_UNIFORM
 
 
@@ -22,7 +22,7 @@ class EffectiveSqueezeExcite(Block):
 
     def __init__(self, channels: int, **kwargs):
         super().__init__(**kwargs)
-        self.pool = keras.layers.GlobalAveragePooling2D(keepdims=True)
+        self.pool = GlobalAveragePooling2D(keepdims=True)
         self.fc = Conv2D(channels, 1, kernel_initializer=FAN_OUT_NORMAL)
         self.gate = Activation("hard_sigmoid")
 
@@ -41,7 +41,7 @@ class EfficientChannelAttention(Block):
 
     def __init__(self, channels: int, kernel_size: int | None = None, **kwargs):
         super().__init__(**kwargs)
-        self.pool = keras.layers.GlobalAveragePooling2D()
+        self.pool = GlobalAveragePooling2D()
         size = int((math.log2(channels) + 1) / 2)
         self.conv = keras.layers.Conv1D(
             1,

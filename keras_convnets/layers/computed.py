@@ -8,7 +8,7 @@ from keras import ops
 from keras_convnets.layers.block import Block
 from keras_convnets.layers.depthwise import DepthwiseConv2D
 from keras_convnets.layers.direct import Direct
-from keras_convnets.layers.fast import Conv2D
+from keras_convnets.layers.fast import Conv2D, ZeroPadding2D
 from keras_convnets.ops import _geometry as geometry
 from keras_convnets.ops import depthwise_conv2d
 
@@ -95,7 +95,7 @@ class ZeroPaddedConv2D(Block):
 
     def __init__(self, filters, kernel_size, strides, padding, groups=1, use_bias=True, **kwargs):
         super().__init__(**kwargs)
-        self.pad = keras.layers.ZeroPadding2D(padding)
+        self.pad = ZeroPadding2D(padding)
         self.conv = Conv2D(filters, kernel_size, strides, groups=groups, use_bias=use_bias)
 
     def call(self, x):

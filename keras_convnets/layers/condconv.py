@@ -8,7 +8,7 @@ from keras import ops
 from keras_convnets.layers.block import Block
 from keras_convnets.layers.conv import batch_norm
 from keras_convnets.layers.direct import Direct
-from keras_convnets.layers.fast import Activation, Dense
+from keras_convnets.layers.fast import Activation, Dense, GlobalAveragePooling2D
 from keras_convnets.layers.initializers import FAN_SUM_UNIFORM, FanOutNormal
 from keras_convnets.layers.inverted import SqueezeExcite
 from keras_convnets.layers.leaves import DropPath
@@ -26,7 +26,7 @@ class ExpertRouting(Block):
 
     def __init__(self, experts: int = 4, **kwargs):
         super().__init__(**kwargs)
-        self.pool = keras.layers.GlobalAveragePooling2D()
+        self.pool = GlobalAveragePooling2D()
         self.weigh = Dense(experts, activation="sigmoid", kernel_initializer=FAN_SUM_UNIFORM)
 
     def call(self, x):

@@ -9,7 +9,12 @@ from keras_convnets.layers.block import Block
 from keras_convnets.layers.conv import ConvNormAct
 from keras_convnets.layers.depthwise import DepthwiseConv2D
 from keras_convnets.layers.direct import Direct
-from keras_convnets.layers.fast import Activation, BatchNormalization, Conv2D
+from keras_convnets.layers.fast import (
+    Activation,
+    BatchNormalization,
+    Conv2D,
+    GlobalAveragePooling2D,
+)
 from keras_convnets.layers.initializers import FAN_OUT_NORMAL
 
 
@@ -28,7 +33,7 @@ class CBAM(Block):
 
     def __init__(self, channels: int, reduced: int | None = None, **kwargs):
         super().__init__(**kwargs)
-        self.average = keras.layers.GlobalAveragePooling2D(keepdims=True)
+        self.average = GlobalAveragePooling2D(keepdims=True)
         self.maximum = keras.layers.GlobalMaxPooling2D(keepdims=True)
         self.reduce = Conv2D(
             reduced or channels // 16, 1, activation="relu", kernel_initializer=FAN_OUT_NORMAL
@@ -189,9 +194,7 @@ class GatherExcite(Block):
                 "(height, width) of the map, which is its kernel's size."
             )
         if form == "minus":
-            self.gather = [
-                MeanNearby(extent) if extent else keras.layers.GlobalAveragePooling2D(keepdims=True)
-            ]
+            self.gather = [MeanNearby(extent) if extent else GlobalAveragePooling2D(keepdims=True)]
         elif extent:
             steps = extent.bit_length() - 1
             self.gather = [GatherStep(3, 2, 1, i < steps - 1) for i in range(steps)]

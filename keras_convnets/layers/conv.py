@@ -8,7 +8,7 @@ import numpy as np
 from keras_convnets.layers.block import Block
 from keras_convnets.layers.depthwise import DepthwiseConv2D
 from keras_convnets.layers.evo_norm import EvoNorm2D
-from keras_convnets.layers.fast import Activation, BatchNormalization, Conv2D
+from keras_convnets.layers.fast import Activation, BatchNormalization, Conv2D, ZeroPadding2D
 from keras_convnets.layers.initializers import FAN_OUT_NORMAL, FanOutNormal
 
 
@@ -100,7 +100,7 @@ class ConvNormAct(Block):
             )
         zeros = [side // 2 for side in np.broadcast_to(kernel_size, 2).tolist()]
         padded = strides > 1 and any(zeros) and padding == "symmetric"
-        self.pad = keras.layers.ZeroPadding2D(zeros) if padded else None
+        self.pad = ZeroPadding2D(zeros) if padded else None
         padding = "valid" if padded or padding == "valid" else "same"
         self.conv = convolution(filters, kernel_size, strides, padding, groups, kernel_initializer)
         if norm == "evo":

@@ -9,7 +9,7 @@ from keras import ops
 from keras_convnets.layers.block import Block
 from keras_convnets.layers.depthwise import DepthwiseConv2D
 from keras_convnets.layers.direct import Direct
-from keras_convnets.layers.fast import Activation, Conv2D, Dense, LayerNormalization
+from keras_convnets.layers.fast import Activation, Conv2D, Dense, LayerNormalization, ZeroPadding2D
 from keras_convnets.layers.initializers import (
     DEPTHWISE_TORCH_UNIFORM,
     GLOROT_UNIFORM,
@@ -63,7 +63,7 @@ class DeformConv2D(Block):
         zeros = geometry.resolve_padding(padding)
         self.groups, self.taps = offset_groups, sides[0] * sides[1]
         self.modulated = modulated
-        self.pad = None if isinstance(zeros, str) else keras.layers.ZeroPadding2D(zeros)
+        self.pad = None if isinstance(zeros, str) else ZeroPadding2D(zeros)
         self.offset = Conv2D(
             offset_groups * self.taps * (3 if modulated else 2),
             sides,

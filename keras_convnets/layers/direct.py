@@ -27,12 +27,20 @@ class Direct:
     def __call__(self, *args, **kwargs):
         if torch and len(args) == 1 and type(args[0]) is torch.Tensor:
             context = get_global_attribute("current_call_ctx")
-            training = {"training": getattr(context, "training", None)}
-            # Models hand their own value on to each layer.
-            if context and kwargs in ({}, training) and _is_plain(self, args[0]):
-                takes = training["training"] is not None and self._call_has_context_arg["training"]
-                return self.call(args[0], **training) if takes else self.call(args[0])
+            training = getattr(context, "training", None)
+            if context and _is_usual(kwargs, training) and _is_plain(self, args[0]):
+                if training is None or not self._call_has_context_arg["training"]:
+                    return self.call(args[0])
+                return self.call(args[0], training=training)
         return super().__call__(*args, **kwargs)
+
+
+def _is_usual(kwargs, training):
+    """Whether there is nothing but what models hand on to each layer."""
+    return all(
+        value is None if name == "mask" else name == "training" and value is training
+        for name, value in kwargs.items()
+    )
 
 
 def _is_plain(layer, x):

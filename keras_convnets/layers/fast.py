@@ -94,6 +94,10 @@ class Dense(Direct, keras.layers.Dense):
             return super().call(inputs, training=training)
         return outputs if self.activation is None else self.activation(outputs)
 
+    def quantize(self, mode=None, type_check=True, config=None):
+        # Keras' check is for subclasses that compute something else.
+        super().quantize(mode, type_check=False, config=config)
+
 
 @keras.saving.register_keras_serializable("keras_convnets")
 class LayerNormalization(Direct, keras.layers.LayerNormalization):
@@ -105,9 +109,21 @@ class Activation(Direct, keras.layers.Activation):
     """`keras.layers.Activation`, with the same argument and outputs."""
 
 
+@keras.saving.register_keras_serializable("keras_convnets")
+class GlobalAveragePooling2D(Direct, keras.layers.GlobalAveragePooling2D):
+    """`keras.layers.GlobalAveragePooling2D`, with the same arguments and outputs."""
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
+class ZeroPadding2D(Direct, keras.layers.ZeroPadding2D):
+    """`keras.layers.ZeroPadding2D`, with the same arguments and outputs."""
+
+
 # For comparisons of exact types, as a subclass may do something else: Keras' layer and ours.
 CONV2D = (keras.layers.Conv2D, Conv2D)
 BATCH_NORM = (keras.layers.BatchNormalization, BatchNormalization)
 ACTIVATION = (keras.layers.Activation, Activation)
 DENSE = (keras.layers.Dense, Dense)
 LAYER_NORM = (keras.layers.LayerNormalization, LayerNormalization)
+MEAN_OF_MAP = (keras.layers.GlobalAveragePooling2D, GlobalAveragePooling2D)
+ZERO_PADDING = (keras.layers.ZeroPadding2D, ZeroPadding2D)

@@ -10,7 +10,13 @@ from keras import ops
 
 from keras_convnets.layers.block import Block
 from keras_convnets.layers.direct import Direct
-from keras_convnets.layers.fast import BatchNormalization, Conv2D, Dense, LayerNormalization
+from keras_convnets.layers.fast import (
+    BatchNormalization,
+    Conv2D,
+    Dense,
+    GlobalAveragePooling2D,
+    LayerNormalization,
+)
 from keras_convnets.layers.global_filter import SpectralLayer
 from keras_convnets.layers.initializers import FAN_OUT_NORMAL
 from keras_convnets.ops import _geometry as geometry
@@ -59,7 +65,7 @@ class FDConv2D(Block):
         if kernel_size % 2 == 0:
             raise ValueError(f"FDConv2D: kernel_size={kernel_size} must be odd.")
         self.groups = groups
-        self.pool = keras.layers.GlobalAveragePooling2D()
+        self.pool = GlobalAveragePooling2D()
         self.reduce = Dense(
             max(channels // 16, 16), use_bias=False, kernel_initializer=FAN_OUT_NORMAL
         )

@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_convnets.layers.block import Block
 from keras_convnets.layers.conv import ConvNormAct
+from keras_convnets.layers.fast import ZeroPadding2D
 from keras_convnets.layers.initializers import TORCH_UNIFORM
 
 
@@ -62,7 +63,7 @@ class AverageWithZeros(Block):
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        self.pad = keras.layers.ZeroPadding2D(1)
+        self.pad = ZeroPadding2D(1)
         self.average = keras.layers.AveragePooling2D(3, 1)
 
     def call(self, x):

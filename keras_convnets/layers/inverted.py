@@ -7,7 +7,7 @@ import keras
 from keras_convnets.layers.block import Block
 from keras_convnets.layers.conv import ConvNormAct, DepthwiseNormAct
 from keras_convnets.layers.depthwise import BlurPool2D
-from keras_convnets.layers.fast import Activation, Conv2D
+from keras_convnets.layers.fast import Activation, Conv2D, GlobalAveragePooling2D
 from keras_convnets.layers.initializers import FAN_OUT_NORMAL
 from keras_convnets.layers.leaves import DropPath, LayerScale
 
@@ -54,7 +54,7 @@ class SqueezeExcite(Block):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.pool = keras.layers.GlobalAveragePooling2D(keepdims=True)
+        self.pool = GlobalAveragePooling2D(keepdims=True)
         self.reduce = Conv2D(reduced, 1, kernel_initializer=kernel_initializer)
         self.activation = Activation(activation)
         self.expand = Conv2D(channels, 1, kernel_initializer=kernel_initializer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 
 from keras_convnets.layers.block import Block
-from keras_convnets.layers.fast import Activation
+from keras_convnets.layers.fast import Activation, ZeroPadding2D
 from keras_convnets.layers.initializers import FAN_IN_UNIT_NORMAL
 from keras_convnets.layers.leaves import DropPath, SkipInit
 from keras_convnets.layers.residual import attend
@@ -33,7 +33,7 @@ class NormFreeConv(Block):
     ):
         super().__init__(**kwargs)
         padded = strides > 1 and padding == "symmetric"
-        self.pad = keras.layers.ZeroPadding2D(kernel_size // 2) if padded else None
+        self.pad = ZeroPadding2D(kernel_size // 2) if padded else None
         self.ws = ScaledWSConv2D(
             filters,
             kernel_size,

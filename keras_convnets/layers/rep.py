@@ -15,7 +15,7 @@ import numpy as np
 from keras_convnets.layers.block import Block
 from keras_convnets.layers.conv import batch_norm
 from keras_convnets.layers.depthwise import DepthwiseConv2D
-from keras_convnets.layers.fast import Activation, Conv2D
+from keras_convnets.layers.fast import Activation, Conv2D, ZeroPadding2D
 from keras_convnets.layers.initializers import FanOutNormal
 from keras_convnets.layers.inverted import SqueezeExcite
 from keras_convnets.layers.leaves import DropPath
@@ -87,7 +87,7 @@ class PaddedConv2D(Block):
 
     def __init__(self, filters: int, kernel_size: int, strides: int, groups: int = 1, **kwargs):
         super().__init__(**kwargs)
-        self.pad = keras.layers.ZeroPadding2D(kernel_size // 2)
+        self.pad = ZeroPadding2D(kernel_size // 2)
         self.conv = Conv2D(filters, kernel_size, strides, groups=groups)
 
     def call(self, x):
@@ -146,7 +146,7 @@ class RepConv(Block):
         self.groups = groups
         self.kernel_initializer = kernel_initializer
         padded = strides > 1 and kernel_size > 1 and not self._is_depthwise
-        self.pad = keras.layers.ZeroPadding2D(kernel_size // 2) if padded else None
+        self.pad = ZeroPadding2D(kernel_size // 2) if padded else None
         self.conv_kxk = [self._convolution(kernel_size, strides) for _ in range(branches)]
         self.norm_kxk = [batch_norm() for _ in range(branches)]
         # Its stride apart: oneDNN's strided 1x1 convolution of an image writes past its memory in

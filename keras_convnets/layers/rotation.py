@@ -9,7 +9,7 @@ import keras
 from keras_convnets.layers.block import Block
 from keras_convnets.layers.depthwise import DepthwiseConv2D
 from keras_convnets.layers.direct import Direct
-from keras_convnets.layers.fast import Activation, Dense, LayerNormalization
+from keras_convnets.layers.fast import Activation, Dense, GlobalAveragePooling2D, LayerNormalization
 from keras_convnets.layers.initializers import NORMAL_02, FanOutNormal
 from keras_convnets.ops import _geometry as geometry
 from keras_convnets.ops import per_example_conv2d
@@ -60,7 +60,7 @@ class ARCConv2D(Block):
         )
         self.norm = LayerNormalization(epsilon=1e-5)
         self.activation = Activation("relu")
-        self.pool = keras.layers.GlobalAveragePooling2D()
+        self.pool = GlobalAveragePooling2D()
         self.weights_dropout = keras.layers.Dropout(dropout)
         self.angles_dropout = keras.layers.Dropout(dropout)
         self.weigh = Dense(kernels, activation="sigmoid", kernel_initializer=NORMAL_02)

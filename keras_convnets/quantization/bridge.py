@@ -13,7 +13,14 @@ from keras import layers
 from keras_convnets.deploy.export import check_float32, check_packages
 from keras_convnets.graph.reparameterize import reparameterize
 from keras_convnets.graph.rewrite import graph_nodes, leaf_graph
-from keras_convnets.layers.fast import BATCH_NORM, CONV2D, DENSE, LAYER_NORM
+from keras_convnets.layers.fast import (
+    BATCH_NORM,
+    CONV2D,
+    DENSE,
+    LAYER_NORM,
+    MEAN_OF_MAP,
+    ZERO_PADDING,
+)
 from keras_convnets.quantization.operators import kind_of
 
 INSTALL = 'pip install "keras-convnets[tfmot]"'
@@ -44,7 +51,7 @@ _SAME = {
     **dict.fromkeys(DENSE, ("units", "use_bias")),
     layers.Dropout: ("rate", "noise_shape", "seed"),
     layers.GlobalAveragePooling1D: _GLOBAL_POOLING,
-    layers.GlobalAveragePooling2D: _GLOBAL_POOLING,
+    **dict.fromkeys(MEAN_OF_MAP, _GLOBAL_POOLING),
     layers.GlobalMaxPooling1D: _GLOBAL_POOLING,
     layers.GlobalMaxPooling2D: _GLOBAL_POOLING,
     **dict.fromkeys(LAYER_NORM, ("axis", "epsilon", "center", "scale")),
@@ -59,7 +66,7 @@ _SAME = {
     layers.SpatialDropout2D: ("rate", "data_format"),
     layers.Subtract: (),
     layers.UpSampling2D: ("size", "data_format", "interpolation"),
-    layers.ZeroPadding2D: ("padding", "data_format"),
+    **dict.fromkeys(ZERO_PADDING, ("padding", "data_format")),
 }
 
 

@@ -1,4 +1,4 @@
-"""Our convolution and batch normalisation against Keras' own, from the same weights."""
+"""Our versions of Keras' layers against its own, from the same weights."""
 
 import keras
 import numpy as np
@@ -6,12 +6,15 @@ import pytest
 
 from keras_convnets import create_model
 from keras_convnets.graph import flatten, fold_batchnorm
-from keras_convnets.layers import BatchNormalization, Conv2D, ConvNormAct
+from keras_convnets.layers import BatchNormalization, Conv2D, ConvNormAct, DropPath
+from keras_convnets.layers.block import Block
+from keras_convnets.layers.fast import Activation, Dense, LayerNormalization
 from keras_convnets.testing.conformance import assert_close
 from keras_convnets.weights.state import load_state_dict, state_dict
 from tests.ops.backends import BACKEND, for_one_call, numpy, value_and_gradients
 
 on_torch = pytest.mark.skipif(BACKEND != "torch", reason="the other backends call Keras' own")
+not_on_jax = pytest.mark.skipif(BACKEND == "jax", reason="JAX calls Keras' own")
 CONVOLUTIONS = {
     "valid": (4, 3),
     "same": (4, 3, 1, "same"),
@@ -46,7 +49,7 @@ def two_of(ours, shape):
     """Layers of both kinds with the same arguments and weights, none of them as initialised."""
     ours.build(shape)
     ours.set_weights([0.5 + np.abs(normal(*v.shape, seed=i)) for i, v in enumerate(ours.weights)])
-    theirs = type(ours).__base__.from_config(ours.get_config())
+    theirs = type(ours).__bases__[-1].from_config(ours.get_config())
     theirs.build(shape)
     theirs.set_weights(ours.get_weights())
     return ours, theirs
@@ -76,6 +79,21 @@ def test_convolution(kind, use_bias):
     layer = Conv2D(*CONVOLUTIONS[kind], activation="tanh", use_bias=use_bias)
     ours, theirs = two_of(layer, x.shape)
     assert_equal(results(ours, x), results(theirs, x), kind)
+
+
+@pytest.mark.parametrize("shape", [(3, 6), (3, 5, 6), (2, 5, 4, 6)])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: Dense(4),
+        lambda: Dense(4, activation="tanh", use_bias=False),
+        lambda: LayerNormalization(epsilon=1e-6),
+        lambda: Activation("gelu"),
+    ],
+)
+def test_layers_of_any_rank(layer, shape):
+    ours, theirs = two_of(layer(), shape)
+    assert_equal(results(ours, normal(*shape)), results(theirs, normal(*shape)), shape)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -120,7 +138,8 @@ def test_frozen_masked_and_constant_batches():
 @pytest.mark.parametrize("policy", POLICIES)
 def test_other_types(policy):
     x = normal(2, 6, 5, 8)
-    for layer in (Conv2D(4, 3, dtype=policy), BatchNormalization(dtype=policy)):
+    kinds = Conv2D(4, 3, dtype=policy), BatchNormalization(dtype=policy), Dense(4, dtype=policy)
+    for layer in kinds:
         ours, theirs = two_of(layer, x.shape)
         y, expected = ours(x, training=True), theirs(x, training=True)
         assert y.dtype == expected.dtype
@@ -130,10 +149,18 @@ def test_other_types(policy):
 
 def test_low_rank_adaptation():
     x = normal(2, 6, 5, 8)
-    ours, theirs = two_of(Conv2D(4, 3), x.shape)
+    for layer in (Conv2D(4, 3), Dense(4)):
+        ours, theirs = two_of(layer, x.shape)
+        for adapted in (ours, theirs):
+            adapted.enable_lora(2, a_initializer="ones", b_initializer="ones")
+        assert_close(numpy(ours(x)), numpy(theirs(x)), 1e-5, "adapted")
+
+
+def test_dense_in_integers():
+    ours, theirs = two_of(Dense(4), (8, 6))
     for layer in (ours, theirs):
-        layer.enable_lora(2, a_initializer="ones", b_initializer="ones")
-    assert_close(numpy(ours(x)), numpy(theirs(x)), 1e-5, "adapted")
+        layer.quantize("int8")
+    assert_close(numpy(ours(normal(8, 6))), numpy(theirs(normal(8, 6))), 1e-6, "int8")
 
 
 def small():
@@ -170,13 +197,89 @@ def test_published_names():
         np.testing.assert_array_equal(ours, theirs)
 
 
-@on_torch
-def test_keras_own_calls_are_spared(monkeypatch):
-    def call(*_, **__):
-        raise AssertionError("called")
-
+@not_on_jax
+def test_keras_own_normalisation_is_spared(monkeypatch):
     model, x = small(), normal(4, 8, 8, 3)
-    monkeypatch.setattr(keras.layers.Conv2D, "call", call)
-    monkeypatch.setattr(keras.layers.BatchNormalization, "call", call)
+    monkeypatch.setattr(keras.layers.BatchNormalization, "call", fail)
     for training in (True, False):
         model(x, training=training)
+
+
+def fail(*_, **__):
+    raise AssertionError("called")
+
+
+@on_torch
+def test_keras_own_calls_are_spared(monkeypatch):
+    model, x = small(), normal(4, 8, 8, 3)
+    monkeypatch.setattr(keras.layers.Conv2D, "call", fail)
+    assert called(monkeypatch, model, x) == ["Functional"]
+
+
+class Noisy(Block):
+    """All that a call depends on: `training`, which `DropPath` gets from the outermost call."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = Dense(4)
+        self.norm = BatchNormalization()
+        self.drop_path = DropPath(0.5, seed=1)
+
+    def call(self, x):
+        return self.drop_path(self.norm(self.dense(x)))
+
+
+def called(monkeypatch, model, x, **arguments):
+    """The types of the layers of a call that Keras' own `__call__` sees."""
+    seen, call = [], keras.Layer.__call__
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            keras.Layer,
+            "__call__",
+            lambda layer, *args, **kwargs: (
+                seen.append(type(layer).__name__) or call(layer, *args, **kwargs)
+            ),
+        )
+        model(x, **arguments)
+    return seen
+
+
+@on_torch
+@pytest.mark.parametrize("training", [None, True, False])
+def test_direct_calls_do_what_those_of_keras_do(monkeypatch, training):
+    x = keras.ops.convert_to_tensor(normal(8, 4, 4, 3))
+    found = []
+    for direct in (True, False):
+        keras.utils.set_random_seed(0)
+        image = keras.Input((4, 4, 3))
+        model = keras.Model(image, Noisy(name="noisy")(image))
+        with monkeypatch.context() as patch:
+            if not direct:
+                patch.setattr("keras_convnets.layers.direct.torch", None)
+            found.append([numpy(model(x, training=training)), *model.get_weights()])
+            count = len(called(monkeypatch, model, x, training=training))
+            assert count == (1 if direct else 5)
+    for ours, theirs in zip(*found, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+@on_torch
+@pytest.mark.filterwarnings("ignore:.*input with a mask")
+def test_what_only_keras_own_calls_do(monkeypatch):
+    x = keras.ops.convert_to_tensor(normal(8, 4, 4, 3))
+    block = Noisy()
+    block(x)
+    assert called(monkeypatch, block, x) == ["Noisy"], "the outermost call is Keras'"
+    block.norm.activity_regularizer = keras.regularizers.L2(1.0)
+    assert called(monkeypatch, block, x) == ["Noisy", "BatchNormalization"]
+    assert len(block.losses) == 1
+    masked = keras.ops.convert_to_tensor(normal(8, 4, 4, 3))
+    masked._keras_mask = keras.ops.ones((8, 4, 4), "bool")
+    assert "Dense" in called(monkeypatch, block, masked)
+    mixed = Noisy(dtype="mixed_bfloat16")
+    mixed(x)
+    assert len(called(monkeypatch, mixed, x)) == 4
+    with keras.RematScope(mode="full"):
+        again = Noisy()
+    again(x)
+    assert len(called(monkeypatch, again, x)) == 4
