@@ -30,11 +30,6 @@ import train_imagenet as example  # noqa: E402
 import training_images  # noqa: E402
 
 BACKEND = keras.backend.backend()
-# What they start compiles for a minute or two there; see README.
-in_full = pytest.mark.skipif(
-    BACKEND != "torch" and os.environ["CONFORMANCE"] == "shared",
-    reason="on PyTorch; on the other backends with CONFORMANCE=full",
-)
 # BatchNorm sees the whole batch on JAX and TensorFlow; on PyTorch, each worker's part of it.
 MODEL = "convnext_test" if BACKEND == "torch" else "repvgg_test"
 SIZE, BATCH, CLASSES, IMAGES, VALIDATION_IMAGES = 32, 8, 3, 8, 3
@@ -198,7 +193,6 @@ def undisturbed(data, tmp_path_factory):
     return out, lines
 
 
-@in_full
 def test_killed_worker(data, undisturbed, tmp_path):
     """Two workers, on JAX with four devices each, train as one device does. One of them is killed
     a step after the checkpoint: it is repeated and no more, and what follows is as if nothing
@@ -221,7 +215,6 @@ def test_killed_worker(data, undisturbed, tmp_path):
     same(log(tmp_path), wanted)
 
 
-@in_full
 def test_result(data, undisturbed):
     """The weights load where any others do, and a run that is over stays so."""
     out, lines = undisturbed
@@ -246,7 +239,6 @@ def test_result(data, undisturbed):
     assert all(np.array_equal(after[name], before[name]) for name in before)
 
 
-@in_full
 def test_model_parallel(data, undisturbed, tmp_path):
     """On eight devices, four of them for each model, which has grouped convolutions too."""
     if BACKEND != "jax":
@@ -263,7 +255,6 @@ def test_model_parallel(data, undisturbed, tmp_path):
         run(data, tmp_path, "--model-parallel", "2")
 
 
-@in_full
 def test_all_augmentations(data, tmp_path):
     """Mixed precision, an average of the weights, and all that changes the images."""
     more = "--epochs 1 --save-every 3 --ema 0.5 --mixed --mixup 0.2 --cutmix 1"
@@ -400,7 +391,6 @@ def test_bad_batch(data, tmp_path, monkeypatch, capsys):
     assert "--batch 0 must be 1 or more" in capsys.readouterr().err
 
 
-@in_full
 def test_other_checkpoint(data, undisturbed, tmp_path, monkeypatch):
     """What a run began with is what it goes on with; and every worker from the same step."""
     out, lines = undisturbed
