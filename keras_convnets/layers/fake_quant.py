@@ -11,6 +11,8 @@ import numpy as np
 from keras import layers, ops
 
 from keras_convnets.layers.depthwise import DepthwiseConv2D
+from keras_convnets.layers.direct import Direct
+from keras_convnets.layers.fast import BatchNormalization, Conv2D
 from keras_convnets.ops import depthwise_conv2d
 from keras_convnets.ops.fake_quant import extremes, fake_quant
 
@@ -21,7 +23,7 @@ LEAST_SHARE, LEAST_RANGE = 1e-4, 1e-8
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
-class FakeQuant(layers.Layer):
+class FakeQuant(Direct, layers.Layer):
     """x rounded to one of 256 values, zero among them, at equal distances: int8 activations.
 
     In training the range follows the smallest and largest value of each batch by a moving average;
@@ -163,12 +165,15 @@ def rounded_kernel(kernel: np.ndarray, bits: int, depthwise: bool = False) -> np
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
-class QuantConv2D(layers.Conv2D):
+class QuantConv2D(Conv2D):
     """`keras.layers.Conv2D` with a rounded kernel; `bits`: 8 or 4."""
 
     def __init__(self, *args, bits: int = 8, **kwargs):
         super().__init__(*args, **kwargs)
         self.bits = bits
+
+    def native_call(self, inputs, kernel):
+        return super().native_call(inputs, fake_quant_kernel(kernel, self.bits))
 
     def convolution_op(self, inputs, kernel):
         return super().convolution_op(inputs, fake_quant_kernel(kernel, self.bits))
@@ -195,7 +200,7 @@ class QuantDepthwiseConv2D(DepthwiseConv2D):
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
-class QuantDense(layers.Dense):
+class QuantDense(Direct, layers.Dense):
     """`keras.layers.Dense` with a rounded kernel; `bits`: 8 or 4."""
 
     def __init__(self, *args, bits: int = 8, **kwargs):
@@ -211,7 +216,7 @@ class QuantDense(layers.Dense):
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
-class FoldedNorm(layers.BatchNormalization):
+class FoldedNorm(BatchNormalization):
     """A BatchNormalization that the convolution or dense layer before it takes over on export.
 
     Kernels are rounded per channel, so that a factor per channel does not change the rounding: in
@@ -233,7 +238,7 @@ class FoldedNorm(layers.BatchNormalization):
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
-class ReciprocalRoot(layers.Layer):
+class ReciprocalRoot(Direct, layers.Layer):
     """1 / sqrt(x), of x not negative; for x below `least` that of `least`, without a gradient.
 
     Integers have a zero below their first step. With `least=0` it gives infinity, which `FakeQuant`
@@ -252,7 +257,7 @@ class ReciprocalRoot(layers.Layer):
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
-class LeaveFloat(layers.Layer):
+class LeaveFloat(Direct, layers.Layer):
     """The identity, after an operator that is to stay in float."""
 
     def call(self, x):

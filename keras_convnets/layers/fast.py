@@ -2,7 +2,8 @@
 
 On PyTorch Keras copies a map twice in each convolution, adds biases in another pass and normalises
 in three; PyTorch's functions need none of that, and calls inside of other layers are direct ones.
-On TensorFlow it normalises by a dozen operations. Where neither is so nothing differs.
+On TensorFlow it normalises by a dozen operations. XLA on a CPU wants products for convolutions of
+one pixel. Where nothing of that holds nothing differs.
 """
 
 from __future__ import annotations
@@ -11,35 +12,42 @@ import keras
 
 from keras_convnets.layers.direct import Direct
 
-native = norms = None
 if keras.backend.backend() == "torch":
-    from keras_convnets.ops import _conv_torch as native
-
-    norms = native
+    from keras_convnets.ops import _native_torch as native
 elif keras.backend.backend() == "tensorflow":
-    from keras_convnets.ops import _norm_tensorflow as norms
+    from keras_convnets.ops import _native_tensorflow as native
+elif keras.backend.backend() == "jax":
+    from keras_convnets.ops import _native_jax as native
+else:
+    native = None
+NORMALISES = hasattr(native, "batch_norm")
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
 class Conv2D(Direct, keras.layers.Conv2D):
     """`keras.layers.Conv2D`, with the same arguments, weights and outputs; on PyTorch one call on a
-    view of the input."""
+    view of the input, under XLA on a CPU a product if the kernel is one pixel."""
 
     def call(self, inputs):
-        outputs = None
-        if native and self.data_format == "channels_last":
-            outputs = native.conv2d(
-                inputs,
-                self.kernel,
-                self.bias,
-                self.strides,
-                self.padding,
-                self.dilation_rate,
-                self.groups,
-            )
-        if outputs is None:
-            return super().call(inputs)
-        return outputs if self.activation is None else self.activation(outputs)
+        outputs = self.native_call(inputs, self.kernel)
+        return super().call(inputs) if outputs is None else outputs
+
+    def native_call(self, inputs, kernel):
+        """What `call` gives with this kernel, by one call; `None` if that is not possible."""
+        if not native or self.data_format != "channels_last":
+            return None
+        outputs = native.conv2d(
+            inputs,
+            kernel,
+            self.bias,
+            self.strides,
+            self.padding,
+            self.dilation_rate,
+            self.groups,
+        )
+        if outputs is None or self.activation is None:
+            return outputs
+        return self.activation(outputs)
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
@@ -50,7 +58,7 @@ class BatchNormalization(Direct, keras.layers.BatchNormalization):
     def call(self, inputs, training=None, mask=None):
         outputs = None
         if (
-            norms
+            NORMALISES
             and mask is None
             and not self.renorm
             and not self.synchronized
@@ -60,7 +68,7 @@ class BatchNormalization(Direct, keras.layers.BatchNormalization):
             if training and self.trainable:
                 outputs = self._normalized_by_batch(inputs)
             else:
-                outputs = norms.batch_norm(
+                outputs = native.batch_norm(
                     inputs,
                     self.gamma,
                     self.beta,
@@ -74,7 +82,7 @@ class BatchNormalization(Direct, keras.layers.BatchNormalization):
         # The variance comes out of 1 / sqrt(variance + epsilon), which for none at all is infinite.
         if self.epsilon == 0:
             return None
-        found = norms.batch_norm_training(inputs, self.gamma, self.beta, self.epsilon)
+        found = native.batch_norm_training(inputs, self.gamma, self.beta, self.epsilon)
         if found is None:
             return None
         outputs, mean, variance = found
@@ -88,7 +96,9 @@ class Dense(Direct, keras.layers.Dense):
     """`keras.layers.Dense`, with the same arguments, weights and outputs; on PyTorch one call."""
 
     def call(self, inputs, training=None):
-        plain = native and self.quantization_mode is None and not self.lora_enabled
+        plain = (
+            hasattr(native, "dense") and self.quantization_mode is None and not self.lora_enabled
+        )
         outputs = native.dense(inputs, self.kernel, self.bias) if plain else None
         if outputs is None:
             return super().call(inputs, training=training)

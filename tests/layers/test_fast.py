@@ -27,6 +27,9 @@ CONVOLUTIONS = {
     "dilated, same": (4, (3, 2), 1, "same", None, (2, 3)),
     "grouped": (4, 3, 1, "same", None, 1, 2),
     "pointwise": (4, 1),
+    "pointwise, strided": (4, 1, 2),
+    "pointwise, strided, same": (4, 1, (2, 3), "same"),
+    "pointwise, grouped": (4, 1, 1, "valid", None, 1, 2),
 }
 POLICIES = ["mixed_float16", "mixed_bfloat16", *(["float64"] if BACKEND != "jax" else [])]
 NORMS = {
@@ -79,6 +82,25 @@ def test_convolution(kind, use_bias):
     layer = Conv2D(*CONVOLUTIONS[kind], activation="tanh", use_bias=use_bias)
     ours, theirs = two_of(layer, x.shape)
     assert_equal(results(ours, x), results(theirs, x), kind)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="JAX is always compiled, PyTorch not")
+@pytest.mark.parametrize("strides", [1, 2])
+def test_pointwise_convolution_of_any_size_under_xla(strides):
+    import tensorflow as tf
+
+    ours, theirs = two_of(Conv2D(4, 1, strides, activation="tanh"), (2, None, None, 6))
+    signature = [tf.TensorSpec((None, None, None, 6))]
+    compiled = tf.function(ours, signature, jit_compile=True)
+    for height, width in ((9, 8), (4, 5)):
+        x = normal(3, height, width, 6)
+        assert_close(numpy(compiled(x)), numpy(theirs(x)), 1e-5, f"strides {strides}")
+    (operation,) = [
+        op
+        for op in compiled.get_concrete_function().graph.get_operations()
+        if op.type in ("MatMul", "Conv2D")
+    ]
+    assert operation.type == "MatMul"
 
 
 @pytest.mark.parametrize("shape", [(3, 6), (3, 5, 6), (2, 5, 4, 6)])
