@@ -12,7 +12,14 @@ import numpy as np
 from keras import layers
 
 from keras_convnets.graph.rewrite import consumers_of, graph_nodes, leaf_graph, rebuild
-from keras_convnets.layers.fast import ACTIVATION, BATCH_NORM, CONV2D, DENSE, MEAN_OF_MAP
+from keras_convnets.layers.fast import (
+    ACTIVATION,
+    AVERAGE_POOLING,
+    BATCH_NORM,
+    CONV2D,
+    DENSE,
+    MEAN_OF_MAP,
+)
 from keras_convnets.layers.leaves import DropPath
 from keras_convnets.layers.rep import DEPTHWISE, TRANSPOSED, norm_affine, per_output
 
@@ -38,7 +45,7 @@ GLOBAL_AVERAGES = (
     *MEAN_OF_MAP,
     layers.GlobalAveragePooling3D,
 )
-AVERAGES = (layers.AveragePooling1D, layers.AveragePooling2D, layers.AveragePooling3D)
+AVERAGES = (layers.AveragePooling1D, *AVERAGE_POOLING, layers.AveragePooling3D)
 MAXIMA = (layers.MaxPooling1D, layers.MaxPooling2D, layers.MaxPooling3D)
 
 

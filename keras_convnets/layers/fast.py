@@ -3,7 +3,7 @@
 On PyTorch Keras copies a map twice in each convolution, adds biases in another pass and normalises
 in three; PyTorch's functions need none of that, and calls inside of other layers are direct ones.
 On TensorFlow it normalises by a dozen operations. XLA on a CPU wants products for convolutions of
-one pixel. Where nothing of that holds nothing differs.
+one pixel, and sums of shifted maps for averages. Where nothing of that holds nothing differs.
 """
 
 from __future__ import annotations
@@ -120,6 +120,18 @@ class Activation(Direct, keras.layers.Activation):
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
+class AveragePooling2D(Direct, keras.layers.AveragePooling2D):
+    """`keras.layers.AveragePooling2D`, with the same arguments and outputs; of stride 1 on PyTorch
+    one call on a view, and under XLA on a CPU a sum of shifted maps."""
+
+    def call(self, inputs):
+        outputs = None
+        if hasattr(native, "average_pool") and self.data_format == "channels_last":
+            outputs = native.average_pool(inputs, self.pool_size, self.strides, self.padding)
+        return super().call(inputs) if outputs is None else outputs
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
 class GlobalAveragePooling2D(Direct, keras.layers.GlobalAveragePooling2D):
     """`keras.layers.GlobalAveragePooling2D`, with the same arguments and outputs."""
 
@@ -137,3 +149,4 @@ DENSE = (keras.layers.Dense, Dense)
 LAYER_NORM = (keras.layers.LayerNormalization, LayerNormalization)
 MEAN_OF_MAP = (keras.layers.GlobalAveragePooling2D, GlobalAveragePooling2D)
 ZERO_PADDING = (keras.layers.ZeroPadding2D, ZeroPadding2D)
+AVERAGE_POOLING = (keras.layers.AveragePooling2D, AveragePooling2D)

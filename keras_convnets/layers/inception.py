@@ -7,7 +7,7 @@ from keras import ops
 
 from keras_convnets.layers.block import Block
 from keras_convnets.layers.conv import ConvNormAct
-from keras_convnets.layers.fast import ZeroPadding2D
+from keras_convnets.layers.fast import AveragePooling2D, ZeroPadding2D
 from keras_convnets.layers.initializers import TORCH_UNIFORM
 
 
@@ -64,7 +64,7 @@ class AverageWithZeros(Block):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self.pad = ZeroPadding2D(1)
-        self.average = keras.layers.AveragePooling2D(3, 1)
+        self.average = AveragePooling2D(3, 1)
 
     def call(self, x):
         return self.average(self.pad(x))
@@ -74,7 +74,7 @@ def _step(step, alpha, initializer):
     if step == "max":
         return keras.layers.MaxPooling2D(3, 2)
     if step == "average":
-        return keras.layers.AveragePooling2D(3, 1, "same")
+        return AveragePooling2D(3, 1, "same")
     if step == "average_zeros":
         return AverageWithZeros()
     if not isinstance(step[0], int):

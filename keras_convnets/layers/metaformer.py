@@ -9,7 +9,7 @@ from keras_convnets.layers.attention import SelfAttention2D
 from keras_convnets.layers.block import Block
 from keras_convnets.layers.depthwise import DepthwiseConv2D
 from keras_convnets.layers.direct import Direct
-from keras_convnets.layers.fast import Conv2D, Dense, LayerNormalization
+from keras_convnets.layers.fast import AveragePooling2D, Conv2D, Dense, LayerNormalization
 from keras_convnets.layers.initializers import NORMAL_02, SOFTMAX_UNIFORM
 from keras_convnets.layers.leaves import DropPath, LayerScale
 
@@ -45,7 +45,7 @@ class PoolMixer2D(Block):
 
     def __init__(self, pool_size: int = 3, **kwargs):
         super().__init__(**kwargs)
-        self.pool = keras.layers.AveragePooling2D(pool_size, 1, "same")
+        self.pool = AveragePooling2D(pool_size, 1, "same")
 
     def call(self, x):
         return self.pool(x) - x

@@ -44,6 +44,17 @@ def dense(x, kernel, bias):
     return F.linear(x, kernel.t(), bias)
 
 
+def average_pool(x, pool_size, strides, padding):
+    """Averages of what is inside of the map, with stride 1 and odd windows; `None` for others."""
+    plain = tuple(strides) == (1, 1) and all(size % 2 for size in pool_size)
+    if isinstance(x, keras.KerasTensor) or not plain:
+        return None
+    zeros = [size // 2 if padding == "same" else 0 for size in pool_size]
+    x = keras.ops.convert_to_tensor(x).permute(0, 3, 1, 2)
+    y = F.avg_pool2d(x, pool_size, 1, zeros, count_include_pad=False)
+    return y.permute(0, 2, 3, 1)
+
+
 def batch_norm_training(x, gamma, beta, epsilon):
     """Output, mean and biased variance of a batch; `None` for what is not a float32 map."""
     tensors = _float32_maps(x, gamma, beta)

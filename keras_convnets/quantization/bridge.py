@@ -14,6 +14,7 @@ from keras_convnets.deploy.export import check_float32, check_packages
 from keras_convnets.graph.reparameterize import reparameterize
 from keras_convnets.graph.rewrite import graph_nodes, leaf_graph
 from keras_convnets.layers.fast import (
+    AVERAGE_POOLING,
     BATCH_NORM,
     CONV2D,
     DENSE,
@@ -41,7 +42,7 @@ _SAME = {
     layers.Add: (),
     layers.Average: (),
     layers.AveragePooling1D: _POOLING,
-    layers.AveragePooling2D: _POOLING,
+    **dict.fromkeys(AVERAGE_POOLING, _POOLING),
     **dict.fromkeys(BATCH_NORM, ("axis", "momentum", "epsilon", "center", "scale")),
     layers.Concatenate: ("axis",),
     layers.Conv1D: _CONVOLUTION,

@@ -8,7 +8,7 @@ from keras_convnets import create_model
 from keras_convnets.graph import flatten, fold_batchnorm
 from keras_convnets.layers import BatchNormalization, Conv2D, ConvNormAct, DropPath
 from keras_convnets.layers.block import Block
-from keras_convnets.layers.fast import Activation, Dense, LayerNormalization
+from keras_convnets.layers.fast import Activation, AveragePooling2D, Dense, LayerNormalization
 from keras_convnets.testing.conformance import assert_close
 from keras_convnets.weights.state import load_state_dict, state_dict
 from tests.ops.backends import BACKEND, for_one_call, numpy, value_and_gradients
@@ -101,6 +101,15 @@ def test_pointwise_convolution_of_any_size_under_xla(strides):
         if op.type in ("MatMul", "Conv2D")
     ]
     assert operation.type == "MatMul"
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("window", [3, 2, (1, 5), (4, 3)])
+def test_average_around_each_pixel(window, padding):
+    x = normal(2, 7, 6, 4)
+    layer = AveragePooling2D(window, 1, padding)
+    ours, theirs = two_of(layer, x.shape)
+    assert_equal(results(ours, x), results(theirs, x), f"{window}, {padding}")
 
 
 @pytest.mark.parametrize("shape", [(3, 6), (3, 5, 6), (2, 5, 4, 6)])
