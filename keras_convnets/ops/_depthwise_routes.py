@@ -48,31 +48,32 @@ def padded(x, rows, columns):
     return fit(x, (rows.before, columns.before), (rows.after, columns.after))
 
 
-def sum_of_shifts(image, terms, rows, columns, batch):
-    """The sum over terms (top, left, factor) of `image`, from there on, times the factor.
+def image_by_image(compute, x, rows, columns):
+    """`compute` of each image of `x`, as (1, height, width, channels), in a loop.
 
-    A loop over two halves of the rows, not for its own sake: XLA fuses a bare sum into everything
-    that reads it, and a normalisation after it would compute it again for each of its statistics.
+    Not for its own sake: XLA fuses a bare sum into everything that reads it, and a normalisation
+    after it then computes it again, value by value, for each of its statistics.
     """
-    steps = min(2, rows.output)
-    height = -(-rows.output // steps)
-    (_, _, width, channels), stride = image.shape, rows.stride
-    span = max(top for top, _, _ in terms) + (height - 1) * stride + 1
+    if x.shape[0] == 1:
+        return compute(x)
+    batch, sizes = ops.shape(x)[0], x.shape[1:]
 
-    def add_half(step, y):
-        start = step * (rows.output - height)
-        half = ops.slice(
-            image, (0, start * stride, 0, 0), (ops.shape(image)[0], span, width, channels)
-        )
-        total = 0.0
-        for top, left, factor in terms:
-            vertical = every(top, height, stride)
-            horizontal = every(left, columns.output, columns.stride)
-            total = total + half[:, vertical, horizontal] * factor
-        return ops.slice_update(y, (0, start, 0, 0), total)
+    def add_image(i, y):
+        image = ops.slice(x, (i, 0, 0, 0), (1, *sizes))
+        return ops.slice_update(y, (i, 0, 0, 0), compute(image))
 
-    y = ops.zeros((batch, rows.output, columns.output, channels), image.dtype)
-    return ops.fori_loop(0, steps, add_half, y)
+    y = ops.zeros((batch, rows.output, columns.output, sizes[-1]), x.dtype)
+    return ops.fori_loop(0, batch, add_image, y)
+
+
+def sum_of_shifts(image, terms, rows, columns):
+    """The sum over terms (top, left, factor) of `image`, from there on, times the factor."""
+    total = 0.0
+    for top, left, factor in terms:
+        vertical = every(top, rows.output, rows.stride)
+        horizontal = every(left, columns.output, columns.stride)
+        total = total + image[:, vertical, horizontal] * factor
+    return total
 
 
 def shifted(x, kernel, rows, columns):
@@ -82,7 +83,11 @@ def shifted(x, kernel, rows, columns):
         for i in range(rows.kernel)
         for j in range(columns.kernel)
     ]
-    return sum_of_shifts(padded(x, rows, columns), terms, rows, columns, ops.shape(x)[0])
+
+    def compute(image):  # padded in the loop: XLA takes three times longer otherwise
+        return sum_of_shifts(padded(image, rows, columns), terms, rows, columns)
+
+    return image_by_image(compute, x, rows, columns)
 
 
 def swapped(x, kernel, rows, columns):
@@ -94,12 +99,16 @@ def swapped(x, kernel, rows, columns):
     y_start, y_more = _reach_of_taps(rows)
     x_start, x_more = _reach_of_taps(columns)
     kernel = fit(kernel, (y_start, x_start), (y_more, x_more))
-    terms = [
-        (rows.size - 1 - h, columns.size - 1 - w, x[:, h : h + 1, w : w + 1])
-        for h in range(rows.size)
-        for w in range(columns.size)
-    ]
-    return sum_of_shifts(kernel, terms, rows, columns, ops.shape(x)[0])
+
+    def compute(image):
+        terms = [
+            (rows.size - 1 - h, columns.size - 1 - w, image[:, h : h + 1, w : w + 1])
+            for h in range(rows.size)
+            for w in range(columns.size)
+        ]
+        return sum_of_shifts(kernel, terms, rows, columns)
+
+    return image_by_image(compute, x, rows, columns)
 
 
 def _reach_of_taps(window):
