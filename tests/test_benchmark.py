@@ -11,9 +11,10 @@ from test_cli import fails
 
 from keras_convnets import cli
 from keras_convnets.benchmark import LIBRARIES, Library, Row, Settings, Table, command, measure
-from keras_convnets.benchmark.contenders import contenders
+from keras_convnets.benchmark.contenders import OURS, contenders
 from keras_convnets.benchmark.libraries import Kimm
 from keras_convnets.benchmark.measure import _add_ratios
+from keras_convnets.benchmark.results import markdown
 
 BACKEND = keras.backend.backend()
 FAST = ["--size", "32", "--batch", "2", "--rounds", "3", "--seconds", "0.1", "--threads", "1"]
@@ -167,6 +168,32 @@ def test_rows_replace_those_of_the_same_run(tmp_path):
     (tmp_path / "benchmark.csv").write_text("somebody's,own\n")
     with pytest.raises(ValueError, match="is not a table of benchmarks"):
         Table(tmp_path)
+
+
+def test_the_summary_is_by_model_and_by_kind_of_library():
+    def row(model, library, backend, mode, milliseconds):
+        figures = dict(median_ms=milliseconds, q1_ms=1.0, q3_ms=1.0, runs=3, images_per_s=1.0)
+        figures |= dict(first_call_s=1.0, build_s=1.0, import_s=1.0, parameters=1)
+        return Row(model, 224, 1, 1, "forward", library, backend, mode, None, **figures)
+
+    rows = [
+        row("resnet18", OURS, "jax", "jit", 8.0),
+        row("resnet18", OURS, "jax", "fused jit", 4.0),
+        row("resnet50", OURS, "jax", "jit", 2.0),
+        row("resnet50", OURS, "jax", "fused jit", 4.0),
+        row("resnet18", "timm", "torch", "eager", 4.0),
+        row("resnet18", "timm", "torch", "compile", 2.0),
+        row("resnet50", "official", "torch", "eager", 1.0),
+        row("resnet18", "kimm", "jax", "jit", 16.0),
+        row("resnet18", "kimm", "torch", "eager", 1.0),
+    ]
+    page = markdown(rows).splitlines()
+    start = page.index("| forward | | PyTorch code | Keras libraries |")
+    assert page[start + 2 : start + 5] == [
+        "| jax | jit | 2.83 (2.00 to 4.00) | 0.50 (0.50 to 0.50) |",
+        "| jax | fused jit | 2.83 (2.00 to 4.00) | 0.25 (0.25 to 0.25) |",
+        "| jax | best | 2.00 (2.00 to 2.00) | 0.25 (0.25 to 0.25) |",
+    ]
 
 
 def test_names_of_other_libraries(monkeypatch):

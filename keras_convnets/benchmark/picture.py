@@ -32,6 +32,7 @@ def draw(rows: list, path: Path) -> None:
     """
     check_matplotlib()
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     top1 = {row.model: row.top1 for row in rows if row.top1 is not None}
     entries = catalog.read()
@@ -58,6 +59,9 @@ def draw(rows: list, path: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
         if points:
             axis.set_xscale("log")
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.xaxis.set_major_formatter("{x:,.0f}")
+            axis.xaxis.set_minor_formatter("")
     part = path.with_name(f"{path.stem}.{os.getpid()}.part.png")
     figure.savefig(part, dpi=110)
     os.replace(part, path)

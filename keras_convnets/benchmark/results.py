@@ -12,9 +12,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from keras_convnets import catalog
-from keras_convnets.benchmark.contenders import OURS
+from keras_convnets.benchmark.contenders import LIBRARIES, OURS
+from keras_convnets.benchmark.settings import KERAS_MODES
 
 NAME = "benchmark"
+KERAS_PEERS = [name for name, library in LIBRARIES.items() if library.modes == KERAS_MODES]
 
 
 @dataclass
@@ -162,37 +164,47 @@ def markdown(rows: list[Row], name: str = NAME) -> str:
 
 
 def _summary(rows):
-    """Geometric means of the ratios of our ways of running, by task."""
-    tasks = list(dict.fromkeys(row.task for row in rows))
-    ways = list(dict.fromkeys((r.backend, r.mode) for r in rows if r.library == OURS and r.runs))
-    body = []
-    for backend, mode in ways:
-        cells = []
-        for task in tasks:
-            ours = [
-                row
-                for row in rows
-                if (row.library, row.backend, row.mode, row.task) == (OURS, backend, mode, task)
-            ]
-            cells += [_mean(ours, "ratio"), _mean(ours, "ratio_on_backend")]
-        body.append(f"| {backend} | {mode} | {' | '.join(cells)} |")
-    titles = [title for task in tasks for title in (task, f"{task}, same backend")]
-    return [
-        "Ours by the fastest other library: geometric mean over the models, least, greatest.",
-        "",
-        f"| backend | mode | {' | '.join(titles)} |",
-        "|---|---|" + "---|" * len(titles),
-        *body,
+    """A table for each task: our ways of running by the others, over the models."""
+    lines = [
+        "Ours by the fastest way of the original code in PyTorch, and by the fastest other Keras",
+        "library on the same backend: geometric mean over the models, least, greatest. `best` is",
+        "the faster of our ways for each model.",
         "",
     ]
+    for task in dict.fromkeys(row.task for row in rows):
+        measured = [row for row in rows if row.task == task and row.runs]
+        own = [row for row in measured if row.library == OURS]
+        lines += [
+            f"| {task} | | PyTorch code | Keras libraries |",
+            "|---|---|---|---|",
+        ]
+        for backend in dict.fromkeys(row.backend for row in own):
+            on_backend = [row for row in measured if row.backend == backend]
+            libraries = [row for row in on_backend if row.library in KERAS_PEERS]
+            code = [row for row in measured if row.library not in (OURS, *KERAS_PEERS)]
+            modes = list(dict.fromkeys(row.mode for row in own if row.backend == backend))
+            for name, some in [(mode, [mode]) for mode in modes] + [("best", modes)]:
+                ours = [row for row in own if row.backend == backend and row.mode in some]
+                cells = (_mean(_ratios(ours, others)) for others in (code, libraries))
+                lines.append(f"| {backend} | {name} | {' | '.join(cells)} |")
+        lines.append("")
+    return lines
 
 
-def _mean(rows, ratio):
-    values = [getattr(row, ratio) for row in rows if getattr(row, ratio) is not None]
-    if not values:
+def _ratios(ours, others):
+    """Of the fastest rows of each run that has both."""
+    fastest, least = {}, {}
+    for rows, found in ((ours, fastest), (others, least)):
+        for row in rows:
+            found[row.run] = min(row.median_ms, found.get(row.run, row.median_ms))
+    return [fastest[run] / least[run] for run in fastest if run in least]
+
+
+def _mean(ratios):
+    if not ratios:
         return ""
-    mean = math.exp(statistics.fmean(map(math.log, values)))
-    return f"{mean:.2f} ({min(values):.2f} to {max(values):.2f})"
+    mean = math.exp(statistics.fmean(map(math.log, ratios)))
+    return f"{mean:.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def _section(model, rows):
