@@ -57,11 +57,11 @@ def train_further(network, train) -> None:
     )
 
 
-def main() -> dict[str, float]:
-    """Prints the table and returns the accuracies by row."""
-    keras.utils.set_random_seed(0)
+def measure(model: str, seed: int = 0) -> dict[str, float]:
+    """The accuracies on the held-out digits, by row of the table."""
+    keras.utils.set_random_seed(seed)
     train, (images, labels) = digit_images()
-    network = create_model(MODEL, weights=None, classes=10, input_shape=(SIZE, SIZE, 3))
+    network = create_model(model, weights=None, classes=10, input_shape=(SIZE, SIZE, 3))
     fit(network, train, (images, labels), EPOCHS)
     rows = {"float": accuracy(network.predict(images, verbose=0), labels)}
     for scheme in SCHEMES:
@@ -69,7 +69,13 @@ def main() -> dict[str, float]:
         rows[f"{scheme}, not trained"] = accuracy(run_file(quantized, images), labels)
         train_further(quantized, train)
         rows[f"{scheme}, trained"] = accuracy(run_file(quantized, images), labels)
-    print(f"\n{MODEL} on {len(labels)} held-out digits, {keras.backend.backend()} backend")
+    return rows
+
+
+def main() -> dict[str, float]:
+    """Prints the table and returns the accuracies by row."""
+    rows = measure(MODEL)
+    print(f"\n{MODEL} on held-out digits, {keras.backend.backend()} backend")
     for row, share in rows.items():
         print(f"{row:20} {100 * share:6.1f}%")
     return rows

@@ -9,6 +9,7 @@ import keras
 import pytest
 from test_cli import fails
 
+from benchmarks import quantization
 from keras_convnets import cli
 from keras_convnets.benchmark import LIBRARIES, Library, Row, Settings, Table, command, measure
 from keras_convnets.benchmark.contenders import OURS, contenders
@@ -227,3 +228,19 @@ def test_refusals(capsys, tmp_path):
         Settings(backends=("mxnet",))
     with pytest.raises(ValueError, match=r"modes=\('fast',\) must be some of graph, xla"):
         Settings(modes=("fast",))
+
+
+def test_what_training_wins_back(tmp_path):
+    accuracies = (0.99, 0.98, 0.99, 0.60, 0.95), (0.97, 0.96, 0.97, 0.80, 0.93)
+    rows = [
+        {"model": "repvgg_test", "seed": seed, "epochs": 1, **dict(zip(quantization.COLUMNS, some))}
+        for seed, some in enumerate(accuracies)
+    ]
+    quantization.write(tmp_path / "quantization.csv", rows)
+    assert quantization.read(tmp_path / "quantization.csv") == rows
+    page = (tmp_path / "quantization.md").read_text()
+    assert "| repvgg_test | 2 | 98.0 | 97.0 | 98.0 | 70.0 | 94.0 |" in page
+    row = quantization.mean(rows, "repvgg_test")
+    assert quantization.keeps_up(row)  # 4 of 28 points are left
+    assert not quantization.keeps_up(row | {"int4, trained": 92.0})
+    assert not quantization.keeps_up(row | {"int8, trained": 97.6})
