@@ -3,7 +3,7 @@
 On PyTorch Keras copies a map twice in each convolution, adds biases in another pass and normalises
 in three; PyTorch's functions need none of that, and calls inside of other layers are direct ones.
 On TensorFlow it normalises by a dozen operations. XLA on a CPU wants products for convolutions of
-one pixel, and sums of shifted maps for averages. Where nothing of that holds nothing differs.
+one pixel, JAX sums of shifted maps for averages. Where nothing of that holds nothing differs.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class Activation(Direct, keras.layers.Activation):
 @keras.saving.register_keras_serializable("keras_convnets")
 class AveragePooling2D(Direct, keras.layers.AveragePooling2D):
     """`keras.layers.AveragePooling2D`, with the same arguments and outputs; of stride 1 on PyTorch
-    one call on a view, and under XLA on a CPU a sum of shifted maps."""
+    one call on a view, and on JAX on a CPU a sum of shifted maps."""
 
     def call(self, inputs):
         outputs = None
