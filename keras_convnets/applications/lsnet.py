@@ -1,8 +1,7 @@
 """LSNet: each pixel's own 3x3 kernels, predicted from a large neighbourhood, sum a small one.
 
-Paper: https://arxiv.org/abs/2503.23135, figures 2 and 3, table 1. Differs from the reference:
-other sizes than 224 pixels have the attention's biases interpolated, as the authors' detectors do
-once. The repository has no licence.
+Paper: https://arxiv.org/abs/2503.23135, figures 2 and 3, table 1. The repository has no licence.
+Differs from the reference: attention's biases are interpolated for sizes other than 224 pixels.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from keras_convnets.applications.repvit import (
     conv_norm,
     depthwise_norm,
 )
-from keras_convnets.layers import Block, Conv2D, SqueezeExcite, batch_norm, make_divisible
+from keras_convnets.layers import Block, SqueezeExcite, batch_norm, make_divisible
 from keras_convnets.layers.attention import RowsToMap
-from keras_convnets.layers.fast import Activation
+from keras_convnets.layers.fast import Activation, Conv2D
 from keras_convnets.layers.initializers import NORMAL_02, TORCH_UNIFORM
 from keras_convnets.ops import aggregate_neighborhood
 from keras_convnets.registry import Checkpoint, family
