@@ -6,6 +6,8 @@ and `columns` are the `Window` along each axis.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import keras
 from keras import ops
 
@@ -48,24 +50,6 @@ def padded(x, rows, columns):
     return fit(x, (rows.before, columns.before), (rows.after, columns.after))
 
 
-def image_by_image(compute, x, rows, columns):
-    """`compute` of each image of `x`, as (1, height, width, channels), in a loop.
-
-    Not for its own sake: XLA fuses a bare sum into everything that reads it, and a normalisation
-    after it then computes it again, value by value, for each of its statistics.
-    """
-    if x.shape[0] == 1:
-        return compute(x)
-    batch, sizes = ops.shape(x)[0], x.shape[1:]
-
-    def add_image(i, y):
-        image = ops.slice(x, (i, 0, 0, 0), (1, *sizes))
-        return ops.slice_update(y, (i, 0, 0, 0), compute(image))
-
-    y = ops.zeros((batch, rows.output, columns.output, sizes[-1]), x.dtype)
-    return ops.fori_loop(0, batch, add_image, y)
-
-
 def sum_of_shifts(image, terms, rows, columns):
     """The sum over terms (top, left, factor) of `image`, from there on, times the factor."""
     total = 0.0
@@ -76,6 +60,41 @@ def sum_of_shifts(image, terms, rows, columns):
     return total
 
 
+def image_by_image(compute, x, rows, columns):
+    """`compute` of each image of `x`, as (1, height, width, channels), in a loop.
+
+    Not for its own sake: XLA fuses a bare sum into everything that reads it, and a normalisation
+    after it then computes it again, value by value, for each of its statistics. A single image is
+    for `in_halves`, since XLA opens a loop of one step.
+    """
+    batch, sizes = ops.shape(x)[0], x.shape[1:]
+
+    def add_image(i, y):
+        image = ops.slice(x, (i, 0, 0, 0), (1, *sizes))
+        return ops.slice_update(y, (i, 0, 0, 0), compute(image))
+
+    y = ops.zeros((batch, rows.output, columns.output, sizes[-1]), x.dtype)
+    return ops.fori_loop(0, batch, add_image, y)
+
+
+def in_halves(image, terms, rows, columns):
+    """`sum_of_shifts` of one image, in a loop over two halves of the rows."""
+    steps = min(2, rows.output)
+    height = -(-rows.output // steps)
+    (_, _, width, channels), stride = image.shape, rows.stride
+    span = max(top for top, _, _ in terms) + (height - 1) * stride + 1
+    part = replace(rows, output=height)
+
+    def add_half(step, y):
+        start = step * (rows.output - height)
+        half = ops.slice(image, (0, start * stride, 0, 0), (1, span, width, channels))
+        total = sum_of_shifts(half, terms, part, columns)
+        return ops.slice_update(y, (0, start, 0, 0), total)
+
+    y = ops.zeros((1, rows.output, columns.output, channels), image.dtype)
+    return ops.fori_loop(0, steps, add_half, y)
+
+
 def shifted(x, kernel, rows, columns):
     """A term for each tap: the image, shifted, times the tap."""
     terms = [
@@ -83,6 +102,8 @@ def shifted(x, kernel, rows, columns):
         for i in range(rows.kernel)
         for j in range(columns.kernel)
     ]
+    if x.shape[0] == 1:
+        return in_halves(padded(x, rows, columns), terms, rows, columns)
 
     def compute(image):  # padded in the loop: XLA takes three times longer otherwise
         return sum_of_shifts(padded(image, rows, columns), terms, rows, columns)
@@ -100,13 +121,18 @@ def swapped(x, kernel, rows, columns):
     x_start, x_more = _reach_of_taps(columns)
     kernel = fit(kernel, (y_start, x_start), (y_more, x_more))
 
-    def compute(image):
-        terms = [
+    def terms_of(image):
+        return [
             (rows.size - 1 - h, columns.size - 1 - w, image[:, h : h + 1, w : w + 1])
             for h in range(rows.size)
             for w in range(columns.size)
         ]
-        return sum_of_shifts(kernel, terms, rows, columns)
+
+    if x.shape[0] == 1:
+        return in_halves(kernel, terms_of(x), rows, columns)
+
+    def compute(image):
+        return sum_of_shifts(kernel, terms_of(image), rows, columns)
 
     return image_by_image(compute, x, rows, columns)
 
