@@ -20,7 +20,6 @@ elif keras.backend.backend() == "jax":
     from keras_convnets.ops import _native_jax as native
 else:
     native = None
-NORMALISES = hasattr(native, "batch_norm")
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
@@ -58,7 +57,7 @@ class BatchNormalization(Direct, keras.layers.BatchNormalization):
     def call(self, inputs, training=None, mask=None):
         outputs = None
         if (
-            NORMALISES
+            hasattr(native, "batch_norm")
             and mask is None
             and not self.renorm
             and not self.synchronized
