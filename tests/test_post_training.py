@@ -483,9 +483,7 @@ def test_a_proposal_can_be_followed(tmp_path):
     most = sum(row.bytes for row in rows if row.bits == 8)
     proposal = quantization.propose(rows, size=0.75 * most)
     assert set(proposal.values()) == {4, 8}
-    mixed = quantization.quantize_aware(reader(), "int4", calibration=images)
-    for name, bits in proposal.items():
-        mixed.get_layer(name).bits = bits
+    mixed = quantization.quantize_aware(reader(), calibration=images, weight_bits=proposal)
     eight = quantization.quantize_aware(reader(), calibration=images)
     assert error(eight) < error(mixed) < error(in_four_bits())
     path = quantization.export_litert(mixed, tmp_path / "mixed.tflite")

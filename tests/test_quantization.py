@@ -93,6 +93,10 @@ def of_attention_and_norms():
     return randomised(keras.Model(image, layers.Average(name="mean")(heads), name="norms"))
 
 
+# What has no form in 16 bits stays in float.
+WIDE = [(of_many_operators, ["gelu"]), (of_attention_and_norms, ["ReciprocalRoot"])]
+
+
 def randomised(model):
     random = np.random.default_rng(0)
     for variable in model.variables:
@@ -177,6 +181,26 @@ def test_activations_are_rounded_to_the_range_and_zero_is_exact():
     inside = np.abs(x - 0.5) < 1.49
     assert np.abs(y - x)[inside].max() <= rounding.scale() * 0.501
     assert np.isclose(y.max(), 2.0, atol=0.02) and np.isclose(y.min(), -1.0, atol=0.02)
+
+
+def test_sixteen_bits_are_symmetric_and_follow_the_batches():
+    for kind in (FakeQuant, LearnedFakeQuant):
+        rounding = kind(momentum=0.5, bits=16)
+        rounding.build((None,))
+        rounding.set_range(-0.5, 2.0)
+        np.testing.assert_allclose(rounding.limits(), (-2.0, 2.0), rtol=1e-6)
+        np.testing.assert_allclose(rounding.scale(), 2 / 32767, rtol=1e-6)
+        x = np.append(np.random.default_rng(0).uniform(-1.99, 1.99, 1000), [0, 5]).astype("f")
+        y = outputs(rounding, x)
+        assert np.abs(y - x)[:-1].max() <= 0.51 * rounding.scale() and y[-2] == 0
+        assert y[-1] == pytest.approx(2.0)
+    rounding = FakeQuant(momentum=0.5, bits=16)
+    rounding.build((None,))
+    rounding.set_range(-0.5, 2.0)
+    rounding(tensor([-4.0, 1.0]), training=True)
+    assert rounding.limits() == (-3.0, 3.0)
+    with pytest.raises(ValueError, match="bits=4 must be 8 or 16"):
+        FakeQuant(bits=4)
 
 
 def test_a_range_follows_the_batches_in_training_only():
@@ -363,7 +387,7 @@ def _check_integers_and_scales(path, quantized):
         assert np.abs(scale / trained - 1).min() < 1e-6, scale
     for scale in trained:
         assert np.abs(scale / found - 1).min() < 1e-6, scale
-    products = [layer for layer in for_inference(quantized).layers if hasattr(layer, "bits")]
+    products = [layer for layer in for_inference(quantized).layers if hasattr(layer, "kernel")]
     kernels = [
         t for t in tensors if t.constant and t.dtype in ("int8", "int4") and len(t.shape) == 4
     ]
@@ -392,6 +416,53 @@ def test_a_users_model_after_training(scheme, tmp_path):
     exact = outputs(quantization.as_integers(quantized), x)
     (have,) = LiteRTModel(path, xnnpack=False).predict(x)
     assert np.abs(have - exact).max() <= 2.01 / 256
+
+
+@pytest.mark.parametrize("build, keep", WIDE)
+def test_activations_of_sixteen_bits(build, keep, tmp_path):
+    """The file is closer to the float model than one of eight bits can be."""
+    model = build()
+    x = photographs(16, model.inputs[0].shape[1])
+    quantized = quantization.quantize_aware(model, "int16x8", calibration=x, keep_float=keep)
+    assert cosine(outputs(model, x), outputs(quantized, x)) > 0.9998
+    fit(quantized, x)
+    quantized.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(outputs(loaded, x), outputs(quantized, x))
+    if keras.backend.backend() == "tensorflow":  # which converts for the others
+        path = quantization.export_litert(loaded, tmp_path / "model.tflite")
+        used = {i for step in LiteRTFile(path).steps for i in (*step.inputs, *step.outputs)}
+        tensors = [LiteRTFile(path).tensors[i] for i in used]
+        inputs_and_outputs = {t.dtype for t in tensors if not t.constant}
+        assert inputs_and_outputs == {"int16", "float32"}
+        trained = [r.scale() for r in loaded.layers if isinstance(r, FakeQuant)]
+        of_file = [t.scales[0] for t in tensors if t.dtype == "int16" and not t.constant]
+        for scale in trained:
+            assert np.abs(scale / np.array(of_file) - 1).min() < 1e-6, scale
+        file = LiteRTModel(path, xnnpack=False)
+        exact = outputs(quantization.as_integers(loaded), x)
+        assert np.abs(file.predict(x)[0] - exact).max() < 0.01 * np.abs(exact).max()
+        assert cosine(file.predict(x)[0], exact) > 0.99999
+
+
+def test_sixteen_bits_refuse_what_litert_has_in_eight_only():
+    with pytest.raises(ValueError, match=r"16 bits: a_activation \(gelu\).*keep_float=\['gelu'\]"):
+        quantization.quantize_aware(
+            of_many_operators(), "int16x8", calibration=photographs(2, SIZE)
+        )
+
+
+def test_bits_of_the_weights_by_layer(tmp_path):
+    x = photographs(16, SIZE)
+    bits = {".": 4, "stem": 8, "Dense": 8, "hidden": 4, "gate": 32}
+    quantized = quantization.quantize_aware(of_many_operators(), calibration=x, weight_bits=bits)
+    found = {layer.name: layer.bits for layer in quantized.layers if "Quant" in str(type(layer))}
+    assert (found["stem"], found["a"], found["scores"], found["hidden"]) == (8, 4, 8, 4)
+    assert "gate" not in found and quantized.get_layer("gate").kernel.shape == (1, 1, 16, 16)
+    if keras.backend.backend() == "tensorflow":  # which converts for the others
+        path = quantization.export_litert(quantized, tmp_path / "model.tflite")
+        kinds = [t.dtype for t in LiteRTFile(path).tensors if t.constant and len(t.shape) == 4]
+        assert sorted(kinds) == ["float32", *6 * ["int4"], *2 * ["int8"]]
 
 
 @converts_itself
@@ -552,7 +623,11 @@ def small(middle):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"scheme": "int3"}, "scheme='int3' must be one of int8, int4"),
+        ({"scheme": "int3"}, "scheme='int3' must be one of int8, int4, int16x8"),
+        ({"scheme": "int16x8", "calibration_method": "kl"}, "'kl' chooses ranges for 256 values"),
+        ({"weight_bits": {"first": 3}}, "weight_bits has 3 for 'first'; it must be 4, 8 or 32"),
+        ({"weight_bits": {"nowhere": 4}}, "weight_bits has 'nowhere', which no layer matches"),
+        ({"weight_bits": {"re_lu": 4}}, "no layer with a kernel; those are first, last"),
         ({"ranges": "fixed"}, "ranges='fixed' must be one of moving, learned"),
         ({"keep_float": "softmax"}, "must be a list"),
         ({"keep_float": ["nowhere"]}, "'nowhere', which no layer matches; there are .*first"),

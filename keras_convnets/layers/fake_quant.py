@@ -24,7 +24,7 @@ LEAST_SHARE, LEAST_RANGE = 1e-4, 1e-8
 
 @keras.saving.register_keras_serializable("keras_convnets")
 class FakeQuant(Direct, layers.Layer):
-    """x rounded to one of 256 values, zero among them, at equal distances: int8 activations.
+    """x rounded to values at equal distances, zero among them: int8 or int16 activations.
 
     In training the range follows the smallest and largest value of each batch by a moving average;
     at inference, and if it is `fixed`, it stays. Input and output: any shape.
@@ -32,15 +32,30 @@ class FakeQuant(Direct, layers.Layer):
     Args:
         fixed: whether training leaves the range as it is.
         momentum: of the moving average.
+        bits: 8, for 256 values; or 16, for -32767 to 32767 steps, as LiteRT's int16 has zero in the
+            middle.
 
     Called with `observe=False`, it rounds to its range and learns nothing from what it sees: for
     operators whose output has the range of their input.
     """
 
-    def __init__(self, fixed: bool = False, momentum: float = MOMENTUM, **kwargs):
+    def __init__(self, fixed: bool = False, momentum: float = MOMENTUM, bits: int = 8, **kwargs):
         super().__init__(**kwargs)
+        if bits not in (8, 16):
+            raise ValueError(f"bits={bits!r} must be 8 or 16.")
         self.fixed = fixed
         self.momentum = momentum
+        self.bits = bits
+
+    @property
+    def steps(self) -> int:
+        """From the lowest value to the highest."""
+        return 2**self.bits - 1 - self.symmetric
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether the range reaches equally far on both sides of zero."""
+        return self.bits == 16
 
     def build(self, input_shape):
         self.minimum = self._edge("minimum")
@@ -54,8 +69,10 @@ class FakeQuant(Direct, layers.Layer):
 
     def set_range(self, minimum: float, maximum: float) -> None:
         """Sets the range to the smallest that has both values and zero in it."""
-        self.minimum.assign(min(float(minimum), 0.0))
-        self.maximum.assign(max(float(maximum), 0.0))
+        minimum, maximum = min(float(minimum), 0.0), max(float(maximum), 0.0)
+        reach = max(-minimum, maximum)
+        self.minimum.assign(-reach if self.symmetric else minimum)
+        self.maximum.assign(reach if self.symmetric else maximum)
 
     def limits(self) -> tuple[float, float]:
         """Smallest and largest number that is not clipped, before zero is moved onto a step."""
@@ -64,15 +81,22 @@ class FakeQuant(Direct, layers.Layer):
     def scale(self) -> float:
         """The step between neighbouring values."""
         minimum, maximum = self.limits()
-        return (maximum - minimum) / 255
+        return (maximum - minimum) / self.steps
 
     def call(self, x, training=False, observe=True):
         if training and observe and not self.fixed:
             self._follow(x)
-        return fake_quant(x, self.minimum, self.maximum)
+        return self._rounded(x, self.minimum, self.maximum)
+
+    def _rounded(self, x, minimum, maximum):
+        return fake_quant(x, minimum, maximum, self.bits, narrow_range=self.symmetric)
 
     def _follow(self, x):
-        for edge, extreme in zip((self.minimum, self.maximum), extremes(x)):
+        lowest, highest = extremes(x)
+        if self.symmetric:
+            highest = ops.maximum(-lowest, highest)
+            lowest = -highest
+        for edge, extreme in zip((self.minimum, self.maximum), (lowest, highest)):
             before = ops.convert_to_tensor(edge)  # numbers of the backend, quicker than variables
             edge.assign(self.momentum * before + (1 - self.momentum) * extreme)
 
@@ -101,10 +125,10 @@ class LearnedFakeQuant(FakeQuant):
         """Sets the range as `FakeQuant` does, and to one that has zero on a step."""
         super().set_range(minimum, maximum)
         minimum, maximum = float(self.minimum), float(self.maximum)
-        step = (maximum - minimum) / 255
+        step = (maximum - minimum) / self.steps
         below = round(-minimum / step) if step else 0
         self.minimum.assign(-below * step)
-        self.maximum.assign((255 - below) * step)
+        self.maximum.assign((self.steps - below) * step)
         self.log_stretch.assign(0.0)
 
     def limits(self) -> tuple[float, float]:
@@ -116,16 +140,17 @@ class LearnedFakeQuant(FakeQuant):
         stretch = ops.exp(self.log_stretch)
         if not training or not observe:
             stretch = ops.stop_gradient(stretch)
-            return fake_quant(x, self.minimum * stretch, self.maximum * stretch)
-        first = (self.maximum - self.minimum) / 255
+            return self._rounded(x, self.minimum * stretch, self.maximum * stretch)
+        first = (self.maximum - self.minimum) / self.steps
         below = ops.round(-self.minimum / first)
         # The paper's scale of the gradient, and what makes a gradient of the step of one of its
         # logarithm.
         step = ops.stop_gradient(first * stretch)
-        scale = 1 / (ops.sqrt(self.values * ops.maximum(255 - below, below)) * step * step)
+        above = self.steps - below
+        scale = 1 / (ops.sqrt(self.values * ops.maximum(above, below)) * step * step)
         step = first * ops.exp(_scale_gradient(self.log_stretch, scale))
         x32 = ops.cast(x, "float32")
-        integers = ops.clip(x32 / step, -below, 255 - below)
+        integers = ops.clip(x32 / step, -below, above)
         integers = integers + ops.stop_gradient(ops.floor(integers + 0.5) - integers)
         return ops.cast(integers * step, x.dtype)
 

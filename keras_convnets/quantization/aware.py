@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 import keras
 import numpy as np
@@ -23,20 +24,23 @@ from keras_convnets.layers.fake_quant import (
     ReciprocalRoot,
 )
 from keras_convnets.layers.fast import CONV2D, DENSE
-from keras_convnets.quantization.calibration import METHODS, extremes, narrowed
+from keras_convnets.quantization.calibration import METHODS, OF_EIGHT_BITS, extremes, narrowed
 from keras_convnets.quantization.operators import (
     AVERAGES,
     FIXED,
     FUSED,
     FUSES,
     MOVES,
+    fixed_range,
     has_integers,
     integer_operators,
     kind_of,
 )
 
-# Bits of the weights.
-SCHEMES = {"int8": 8, "int4": 4}
+# Bits of the weights and of the activations.
+SCHEMES = {"int8": (8, 8), "int4": (4, 8), "int16x8": (8, 16)}
+FLOAT = 32
+KERNEL_BITS = (4, 8, FLOAT)
 RANGES = {"moving": FakeQuant, "learned": LearnedFakeQuant}
 QUANTIZED = {
     **dict.fromkeys(CONV2D, QuantConv2D),
@@ -52,6 +56,7 @@ def quantize_aware(
     calibration: np.ndarray,
     calibration_method: str = "min_max",
     keep_float: Collection[str] = (),
+    weight_bits: Mapping[str, int] | None = None,
     ranges: str = "moving",
 ) -> keras.Model:
     """A flat copy of a model that rounds weights and activations as LiteRT will: to `compile`,
@@ -66,7 +71,11 @@ def quantize_aware(
     Args:
         model: a built model with one image input of known size, computing in float32; it stays as
             it is.
-        scheme: `"int8"`; or `"int4"`, weights in 4 bits and activations in 8.
+        scheme: bits of weights and activations.
+            - `"int8"`: 8 and 8.
+            - `"int4"`: 4 and 8.
+            - `"int16x8"`: 8 and 16, symmetric; for what loses too much with 8. LiteRT has fewer
+              operators for it, and on a CPU they are slow.
         calibration: float images `(count, height, width, channels)`, normalised as the model
             expects; 100 or so from the training data.
         calibration_method: how the range of an activation follows from its values on those images.
@@ -80,14 +89,17 @@ def quantize_aware(
             Outliers make the first wide and coarse; the others cut them off.
         keep_float: layers to leave in float, by their path in the flat graph (regular expressions,
             found anywhere in `stage0_block1_mlp_fc1`) or the name of their type (`"Softmax"`).
+        weight_bits: for the kernels of some layers, whatever the scheme has: 4, 8, or 32 to leave
+            the layer in float. By the layer's path, as `propose` gives them, or a pattern as in
+            `keep_float`. Of several that match, the last counts.
         ranges: `"moving"`, averages of the batches' smallest and largest values in training; or
             `"learned"` by the loss, as in LSQ (see `layers.fake_quant.LearnedFakeQuant`).
 
     Raises:
         ValueError: for a model that is quantized already or cannot be exported, operators that
-            have no integer form, an unknown scheme or kind of ranges, a `keep_float` that no layer
-            matches, and calibration images that do not fit or leave a tensor at zero. The model is
-            unchanged.
+            have no integer form, an unknown scheme or kind of ranges, a pattern that no layer
+            matches, bits that there are not, and calibration images that do not fit or leave a
+            tensor at zero. The model is unchanged.
     """
     if scheme not in SCHEMES:
         raise ValueError(f"scheme={scheme!r} must be one of {', '.join(SCHEMES)}.")
@@ -97,6 +109,11 @@ def quantize_aware(
         )
     if ranges not in RANGES:
         raise ValueError(f"ranges={ranges!r} must be one of {', '.join(RANGES)}.")
+    if scheme == "int16x8" and calibration_method in OF_EIGHT_BITS:
+        raise ValueError(
+            f"calibration_method={calibration_method!r} chooses ranges for 256 values; 16 bits "
+            "have room for outliers: leave it out for scheme='int16x8'."
+        )
     if isinstance(keep_float, str):
         raise ValueError(f"keep_float={keep_float!r} must be a list of patterns, not one string.")
     check_model(model, "a .tflite")
@@ -106,13 +123,15 @@ def quantize_aware(
             "the float model."
         )
     images = check_calibration(calibration, model)
+    kernel_bits, bits = SCHEMES[scheme]
 
     def in_integers(model):
-        return integer_operators(model, lambda operation: _matches(operation, keep_float))
+        return integer_operators(model, lambda operation: _matches(operation, keep_float), bits)
 
     def rounded(model):
         with leaf_graph(model) as graph:
-            plan = _Plan(graph, SCHEMES[scheme], RANGES[ranges], keep_float)
+            rounding = functools.partial(RANGES[ranges], bits=bits)
+            plan = _Plan(graph, kernel_bits, bits, rounding, keep_float, weight_bits or {})
             plan.measure(images, calibration_method)
             plan.bound_roots()
             return rebuild(graph, plan.replace, plan.follow)
@@ -161,14 +180,16 @@ def _matches(operation, patterns):
 class _Plan:
     """Which tensors are rounded to which range, and what the products become."""
 
-    def __init__(self, graph, weight_bits, rounding, keep_float):
+    def __init__(self, graph, kernel_bits, bits, rounding, keep_float, weight_bits):
         self.graph = graph
-        self.weight_bits = weight_bits
+        self.bits = bits
         self.rounding = rounding
         self.nodes = graph_nodes(graph)
         self.consumers = consumers_of(self.nodes)
         self.outputs = set(map(id, graph.outputs))
-        self.float = self._kept(keep_float)
+        self.float = {op for pattern in keep_float for op in self._found("keep_float", pattern)}
+        self.kernel_bits = self._bits_of_kernels(kernel_bits, weight_bits)
+        self.float |= {op for op, bits in self.kernel_bits.items() if bits == FLOAT}
         self._check_operators()
         self.products = {}
         self.quantizers = {}  # id of a tensor: the FakeQuant that it has the range of
@@ -180,30 +201,47 @@ class _Plan:
             self._plan(node)
         self._share()
 
-    def _kept(self, patterns):
-        kept = set()
-        for pattern in patterns:
-            found = {n.operation for n in self.nodes if _matches(n.operation, [pattern])}
-            if not found:
-                names = sorted({node.operation.name for node in self.nodes})
+    def _found(self, argument, pattern):
+        """The operations that a pattern matches."""
+        found = {n.operation for n in self.nodes if _matches(n.operation, [pattern])}
+        if not found:
+            names = sorted({node.operation.name for node in self.nodes})
+            raise ValueError(
+                f"{argument} has {pattern!r}, which no layer matches; there are {', '.join(names)}."
+            )
+        return found
+
+    def _bits_of_kernels(self, usual, weight_bits):
+        """{operation with a kernel that is rounded: its bits}."""
+        operations = [node.operation for node in self.nodes if node.operation not in self.float]
+        kernels = {op: usual for op in operations if type(op) in QUANTIZED}
+        for pattern, bits in weight_bits.items():
+            if bits not in KERNEL_BITS:
                 raise ValueError(
-                    f"keep_float has {pattern!r}, which no layer matches; there are "
-                    f"{', '.join(names)}."
+                    f"weight_bits has {bits!r} for {pattern!r}; it must be 4, 8 or 32."
                 )
-            kept |= found
-        return kept
+            found = {op for op in kernels if op.name == pattern}
+            found = found or self._found("weight_bits", pattern) & kernels.keys()
+            if not found:
+                raise ValueError(
+                    f"weight_bits has {pattern!r}, which matches no layer with a kernel; those are "
+                    f"{', '.join(sorted(layer.name for layer in kernels))}."
+                )
+            kernels.update(dict.fromkeys(found, bits))
+        return kernels
 
     def _check_operators(self):
         unknown = {
             node.operation.name: kind_of(node.operation)
             for node in self.nodes
-            if node.operation not in self.float and not has_integers(node.operation)
+            if node.operation not in self.float and not has_integers(node.operation, self.bits)
         }
         if unknown:
             listed = ", ".join(f"{name} ({kind})" for name, kind in unknown.items())
             raise ValueError(
-                f"model={self.graph.name!r} has operators without an integer form: {listed}. Keep "
-                f"them in float, keep_float={sorted(set(unknown.values()))}, or replace them."
+                f"model={self.graph.name!r} has operators without a form in integers of "
+                f"{self.bits} bits: {listed}. Keep them in float, "
+                f"keep_float={sorted(set(unknown.values()))}, or replace them."
             )
 
     def _plan(self, node):
@@ -223,10 +261,10 @@ class _Plan:
             self.quantizers[id(y)] = self.quantizers[id(node.input_tensors[0])]
             self.learns[id(y)] = False
         elif not self._is_fused(node):
-            self._add(y, node.operation.name, FIXED.get(kind))
+            self._add(y, node.operation.name, fixed_range(kind, self.bits))
 
     def _add(self, tensor, name, fixed=None):
-        kind = self.rounding if fixed is None else FakeQuant
+        kind = self.rounding if fixed is None else functools.partial(FakeQuant, bits=self.bits)
         quantizer = kind(fixed is not None, name=f"{name}_range")
         quantizer.build(tensor.shape)
         if fixed is not None:
@@ -317,7 +355,7 @@ class _Plan:
         if kind is None or operation in self.float:
             return None
         if operation not in self.products:
-            config = operation.get_config() | {"bits": self.weight_bits}
+            config = operation.get_config() | {"bits": self.kernel_bits[operation]}
             config.pop("lora_rank", None)  # merged into the kernel
             product = kind.from_config(config)
             product.build(node.input_tensors[0].shape)

@@ -120,3 +120,4 @@ METHODS = {
     "mse": by_error,
     "kl": by_divergence,
 }
+OF_EIGHT_BITS = ("mse", "kl")

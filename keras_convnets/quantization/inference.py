@@ -65,7 +65,7 @@ class _Form:
 
     def _rounding(self, operation):
         if operation not in self.built:
-            layer = FakeQuant(fixed=True, name=operation.name)
+            layer = FakeQuant(fixed=True, bits=operation.bits, name=operation.name)
             layer.build(())
             layer.set_range(*operation.limits())
             self.built[operation] = layer

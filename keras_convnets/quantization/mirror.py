@@ -30,7 +30,8 @@ def as_integers(model: keras.Model) -> keras.Model:
 
     BatchNorm is folded, biases are int32, sums are of integers, and are rounded as there. On x86
     outputs are the exact ones for convolutions, additions, products, means, poolings, ReLU, sigmoid
-    and hard-swish; XNNPACK's kernels, which round otherwise, differ by a few steps.
+    and hard-swish; XNNPACK's kernels, which round otherwise, differ by a few steps. Of 16
+    bits most values are the exact ones, the others a step off.
 
     Args:
         model: what `quantize_aware` gave, trained or not; it stays as it is.
@@ -74,6 +75,8 @@ class _Mirror:
         output = self._rounding(node.outputs[0])
         if make is None or output is None or None in inputs:
             return None
+        if output.bits == 16:
+            return _wide_product(operation, inputs, output) if make is _product else None
         return make(operation, node, inputs, output)
 
     def _keeps_map(self, operation, node):
@@ -124,6 +127,17 @@ def _product(layer, node, inputs, output):
         return rescaled(y + bias.astype("float32")) * out
 
     return multiply
+
+
+def _wide_product(layer, inputs, output):
+    """With activations of 16 bits, whose sums have 64, LiteRT rescales by numbers of 15 bits."""
+    kernel = ops.convert_to_numpy(layer.kernel)
+    steps = kernel_scales(kernel, layer.bits, isinstance(layer, QuantDepthwiseConv2D))
+    factors = _step(inputs[0]) * steps.astype("float64") / _step(output)
+    mantissas, exponents = np.frexp(factors)
+    rounded = np.minimum(np.round(mantissas * 2**15), 2**15 - 1) * np.exp2(exponents - 15.0)
+    ratio = (rounded / factors).astype("float32")
+    return lambda x: layer(x) * ratio
 
 
 def _add(operation, node, inputs, output, sign=1):

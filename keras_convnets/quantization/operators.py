@@ -67,12 +67,13 @@ MOVES = {
 }
 # LiteRT demands the range of the input for the output, which is rounded.
 AVERAGES = {"AveragePooling2D", "Resize", "Resizing", "UpSampling2D"}
-# LiteRT demands this range of the output.
+# LiteRT demands this range of the output in 8 bits; in 16 it is from -1 to 1 for all.
 FIXED = {
     "sigmoid": (0.0, 255 / 256),
     "softmax": (0.0, 255 / 256),
     "tanh": (-1.0, 127 / 128),
 }
+FIXED_IN_16_BITS = (-32767 / 32768, 32767 / 32768)
 # LiteRT adds the activation to these before it rounds.
 FUSES = {"Add", "Multiply", "Subtract"}
 FUSED = {"relu", "relu6"}
@@ -91,6 +92,9 @@ OWN = {
     "hard_silu",
     "leaky_relu",
 }
+# LiteRT has these in 8 bits only. It has RSQRT, but interpolates it between 512 points, which is
+# off by several percent where most variances are.
+NOT_IN_16_BITS = {"ReciprocalRoot", "elu", "gelu", "hard_silu"}
 _OPERATIONS = {
     "Elu": "elu",
     "Gelu": "gelu",
@@ -118,10 +122,21 @@ def kind_of(operation: keras.Operation) -> str:
     return _OPERATIONS.get(name, name)
 
 
-def has_integers(operation: keras.Operation) -> bool:
-    """Whether LiteRT has an operation of `integer_operators` in integers."""
-    is_product = type(operation) in (*CONV2D, *DENSE, DepthwiseConv2D, FoldedNorm)
-    return is_product or kind_of(operation) in MOVES | AVERAGES | OWN | FIXED.keys()
+def has_integers(operation: keras.Operation, bits: int = 8) -> bool:
+    """Whether LiteRT has an operation of `integer_operators` in integers of 8 or 16 bits."""
+    if type(operation) in (*CONV2D, *DENSE, DepthwiseConv2D, FoldedNorm):
+        return True
+    kind = kind_of(operation)
+    if bits == 16 and kind in NOT_IN_16_BITS:
+        return False
+    return kind in MOVES | AVERAGES | OWN | FIXED.keys()
+
+
+def fixed_range(kind: str, bits: int) -> tuple[float, float] | None:
+    """The range that LiteRT demands of an operator's output."""
+    if kind not in FIXED:
+        return None
+    return FIXED_IN_16_BITS if bits == 16 else FIXED[kind]
 
 
 def ranges_of(nodes: list) -> dict[int, FakeQuant]:
@@ -137,7 +152,9 @@ def ranges_of(nodes: list) -> dict[int, FakeQuant]:
 
 
 def integer_operators(
-    model: keras.Model, keep: Callable[[keras.Operation], bool] = lambda operation: False
+    model: keras.Model,
+    keep: Callable[[keras.Operation], bool] = lambda operation: False,
+    bits: int = 8,
 ) -> keras.Model:
     """A flat copy of a model in operators that LiteRT has in integers, as far as there are any.
 
@@ -148,7 +165,9 @@ def integer_operators(
     Args:
         model: as in `graph.lower`; it stays as it is.
         keep: of an operation, named by its path, whether it is to stay one.
+        bits: 8, or 16, in which LiteRT has fewer operators.
     """
+    forms = _FORMS | _FORMS_IN_16_BITS if bits == 16 else _FORMS
 
     def opened(opener):
         def replace(operation, node):
@@ -162,10 +181,14 @@ def integer_operators(
         model,
         reparameterize,
         _keep_norms,
-        opened(lambda operation, node: _open_scale(operation, node) or _open_call(operation, node)),
+        opened(
+            lambda operation, node: (
+                _open_scale(operation, node) or _open_call(operation, node, forms)
+            )
+        ),
         fold_batchnorm,
         lower_products,
-        opened(_open),
+        opened(lambda operation, node: _open(operation, node, forms)),
     )
 
 
@@ -248,7 +271,7 @@ def _response_norm(norm, node):
     return normalise
 
 
-def _open_call(operation, node):
+def _open_call(operation, node, forms):
     """A layer without weights by the operations of its call, if all have an integer form."""
     if (
         not isinstance(operation, keras.Layer)
@@ -264,16 +287,16 @@ def _open_call(operation, node):
     except Exception:  # of a call that wants numbers, behind a compute_output_shape
         return None
     inside = graph_nodes(keras.Model(inputs, outputs))
-    known = all(has_integers(n.operation) or kind_of(n.operation) in _FORMS for n in inside)
+    known = all(has_integers(n.operation) or kind_of(n.operation) in forms for n in inside)
     return operation.call if known else None
 
 
-def _open(operation, node):
+def _open(operation, node, forms):
     kind, (x, *_) = kind_of(operation), node.input_tensors
     if _is_idle(kind, node):
         return _same
-    if kind in _FORMS:
-        return _FORMS[kind]
+    if kind in forms:
+        return forms[kind]
     if type(operation) in BATCH_NORM and operation.axis in (-1, len(x.shape) - 1):
         return _affine(operation, x.shape)
     if type(operation) is layers.Average:
@@ -286,7 +309,7 @@ def _open(operation, node):
     if product is None or activation in (None, keras.activations.linear):
         return product
     after = layers.Activation(activation, name=f"{operation.name}_activation")
-    form = _FORMS.get(kind_of(after), after)
+    form = forms.get(kind_of(after), after)
     return lambda x: form(product(x))
 
 
@@ -333,6 +356,7 @@ _FORMS = {
     "swish": lambda x: ops.multiply(x, ops.sigmoid(x)),
     "hard_sigmoid": _hard_sigmoid,
 }
+_FORMS_IN_16_BITS = {"hard_silu": lambda x: ops.multiply(x, _hard_sigmoid(x))}
 
 
 def _affine(norm, shape):

@@ -207,8 +207,7 @@ def propose(
         error: the most that all errors may add up to.
 
     Returns:
-        The bits by the layer's path. For 32, name the layer in `keep_float` of `quantize_aware`;
-        others are `quantized.get_layer(path).bits = ...` of its result, before it is used.
+        The bits by the layer's path: the `weight_bits` of `quantize_aware`.
 
     Raises:
         ValueError: for both budgets or none, and one that no choice keeps to.
