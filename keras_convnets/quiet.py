@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -11,9 +12,12 @@ from collections.abc import Iterator
 @contextlib.contextmanager
 def silenced_stderr() -> Iterator[None]:
     """Keeps progress notes off the screen: those of Python code, which a notebook shows without a
-    file descriptor, and those that C++ code writes past `sys.stderr`."""
+    file descriptor, those that C++ code writes past `sys.stderr`, and what TensorFlow logs, in a
+    notebook to `sys.stdout`."""
     sys.stderr.flush()
     screen, muted = os.dup(2), _Muted(sys.stderr)
+    logger = logging.getLogger("tensorflow")
+    disabled, logger.disabled = logger.disabled, True
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(muted):
         os.dup2(nowhere.fileno(), 2)
         try:
@@ -21,6 +25,7 @@ def silenced_stderr() -> Iterator[None]:
         finally:
             os.dup2(screen, 2)
             os.close(screen)
+            logger.disabled = disabled
             muted.speaks = True
 
 

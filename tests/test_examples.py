@@ -62,14 +62,39 @@ def test_quantization_aware_training(capsys):
     assert all(f"{row:20} {100 * share:6.1f}%" in printed for row, share in rows.items())
 
 
-def test_saved_outputs_are_presentable():
+@pytest.mark.skipif(
+    keras.backend.backend() != "torch", reason="tests/test_quantization.py trains on each"
+)
+def test_the_notebook_of_quantization_aware_training(tmp_path, monkeypatch):
+    """With a quarter of the images and of the training."""
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    notebook = nbformat.read(EXAMPLES / "quantization_aware_training.ipynb", as_version=4)
+    shorter = {"crops(1600": "crops(400", "epochs=8": "epochs=2", "epochs=4": "epochs=2"}
+    shorter |= {"epoch=3": "epoch=1", "crops(800": "crops(200"}
+    for cell in notebook.cells:
+        for words, fewer in shorter.items() if cell.cell_type == "code" else ():
+            cell.source = cell.source.replace(words, fewer)
+    notebook.cells.append(nbformat.v4.new_code_cell("print(len(images), list(accuracy), steps)"))
+    NotebookClient(notebook, timeout=600, kernel_name="python3").execute(
+        cwd=tmp_path, env={**os.environ}
+    )
+    line = notebook.cells[-1].outputs[0].text.strip()
+    start = "400 ['float', '8 bits', '4 bits', '4 bits, trained', '4 and 8 bits'] "
+    assert line.startswith(start) and float(line.removeprefix(start)) < 8
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "name, pictures", [("fine_tuning.ipynb", 3), ("quantization_aware_training.ipynb", 2)]
+)
+def test_saved_outputs_are_presentable(name, pictures):
     """The committed notebook was run once, is small, and tells nothing about the machine."""
-    path = EXAMPLES / "fine_tuning.ipynb"
+    path = EXAMPLES / name
     saved = nbformat.read(path, as_version=4)
     code = [cell for cell in saved.cells if cell.cell_type == "code"]
     outputs = [output for cell in code for output in cell.outputs]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 3
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == pictures
     assert all(output.get("name") != "stderr" for output in outputs)
     text = path.read_text()
     assert len(text) < 250_000

@@ -1,6 +1,8 @@
 """Quantization-aware training: rounded as the device rounds, trained on every backend, exported
 with exactly the trained scales."""
 
+import importlib
+
 import keras
 import numpy as np
 import pytest
@@ -575,10 +577,23 @@ def test_sums_are_rescaled_exactly():
         most = min(2**23, 300 * values / factor)
         x = np.append(np.round(random.uniform(-most, most, 5000)), [47950, -48, -16, 16, 48])
         want = [exactly_rescaled(int(total), factor, away, values) for total in x]
-        have = keras.ops.convert_to_numpy(rescale(factor, away, values)(tensor(x)))
-        np.testing.assert_array_equal(have, want)
+        rescaled = rescale(np.full(16, factor), away, values)
+        for function in (rescaled, compiled(rescaled)):
+            have = keras.ops.convert_to_numpy(function(tensor(x[:, None])))
+            np.testing.assert_array_equal(have, np.tile(np.reshape(want, (-1, 1)), 16))
         ties += np.sum(x * factor % 1 == 0.5)
     assert ties
+
+
+def compiled(function):
+    """As in `predict`: TensorFlow changes the operations of a graph."""
+    if keras.backend.backend() == "tensorflow":
+        return importlib.import_module("tensorflow").function(function)
+    return (
+        importlib.import_module("jax").jit(function)
+        if keras.backend.backend() == "jax"
+        else function
+    )
 
 
 def exactly_rescaled(x, factor, away, values):

@@ -82,25 +82,28 @@ def native(x, kernel, strides, padding, dilation_rate):
 
 def plain_native(x, kernel, rows, columns):
     """TensorFlow's convolution as one of the routes; strides and dilation 1."""
-    name = "SAME" if is_same(rows) and is_same(columns) else "VALID"
-    if name == "VALID":
-        x = routes.padded(x, rows, columns)
+    x, name = padded_for(x, rows, columns)
     return tf.nn.depthwise_conv2d(x, kernel[..., None], (1, 1, 1, 1), name)
 
 
-def is_same(window):
-    return window.output == window.size and window.before == (window.reach - 1) // 2
+def padded_for(x, rows, columns):
+    """`x` and the name of TensorFlow's padding: "SAME", where it is that, saves a copy."""
+    if all(w.output == w.size and w.before == (w.reach - 1) // 2 for w in (rows, columns)):
+        return x, "SAME"
+    return routes.padded(x, rows, columns), "VALID"
 
 
 def native_input_gradient(x, kernel, gradient, rows, columns):
-    x = routes.padded(x, rows, columns)
-    dx = tf.nn.depthwise_conv2d_backprop_input(tf.shape(x), kernel, gradient, (1, 1, 1, 1), "VALID")
+    x, name = padded_for(x, rows, columns)
+    dx = tf.nn.depthwise_conv2d_backprop_input(tf.shape(x), kernel, gradient, (1, 1, 1, 1), name)
+    if name == "SAME":
+        return dx
     return routes.fit(dx, (-rows.before, -columns.before), (-rows.after, -columns.after))
 
 
 def native_kernel_gradient(x, kernel, gradient, rows, columns):
-    x = routes.padded(x, rows, columns)
-    return tf.nn.depthwise_conv2d_backprop_filter(x, kernel.shape, gradient, (1, 1, 1, 1), "VALID")
+    x, name = padded_for(x, rows, columns)
+    return tf.nn.depthwise_conv2d_backprop_filter(x, kernel.shape, gradient, (1, 1, 1, 1), name)
 
 
 def kernel_gradient_swapped(x, gradient, rows, columns):

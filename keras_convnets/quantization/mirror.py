@@ -289,19 +289,21 @@ def rescale(
     mantissas = np.round(mantissas * 2**31).astype("int64") * 2**bits // values
     exponents = exponents.astype("float64") - bits
     larger = np.exp2(np.maximum(exponents, 0)).astype("float32")
-    parts = np.exp2(np.maximum(-exponents, 0)).astype("float32")
+    share = np.exp2(np.minimum(exponents, 0)).astype("float32")
     # The factor is a number of 31 bits: digits of 10 bits, as float32 holds their products.
     digits = mantissas >> 20, mantissas >> 10 & 1023, mantissas & 1023
     high, middle, low = (digit.astype("float32") for digit in digits)
 
+    # Products instead of quotients: TensorFlow's graphs make them so, by reciprocals that are not
+    # exact even of powers of two.
     def rescaled(x):
         x = x * larger
-        upper = ops.floor(x / 4096)
+        upper = ops.floor(x * 2**-12)
         lower = x - 4096 * upper
-        carry = ops.floor(lower * low / 1024)
-        carry = ops.floor((lower * middle + 4 * upper * low + carry) / 1024)
-        carry = ops.floor((lower * high + 4 * upper * middle + carry + 1024) / 2048)
-        x = (2 * upper * high + carry) / parts
+        carry = ops.floor(lower * low * 2**-10)
+        carry = ops.floor((lower * middle + 4 * upper * low + carry) * 2**-10)
+        carry = ops.floor((lower * high + 4 * upper * middle + carry + 1024) * 2**-11)
+        x = (2 * upper * high + carry) * share
         nearest = ops.floor(x + 0.5)
         if not np.any(away):
             return nearest
