@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from keras_convnets import create_model
+from keras_convnets import create_model, quantization
 from keras_convnets.applications import mlperf_tiny
 from keras_convnets.deploy import LiteRTModel, export_micro, micro
 from keras_convnets.deploy.inspect import LiteRTFile
@@ -240,6 +240,28 @@ def test_several_outputs_and_names_that_look_alike(tmp_path):
 
 
 # Bytes of activations at the peak of the reference's own int8 files, and of our arena.
+@converts_itself
+@pytest.mark.parametrize("name", ["mobilenetv2_test", "mobilenetv3_test"])
+def test_a_model_that_was_trained_for_integers(name, tmp_path):
+    """Its own scales, whatever the images; and the same numbers as LiteRT's kernels."""
+    x = photographs(8, 32)
+    model = create_model(
+        name, weights=None, input_shape=SHAPE, classes=10, classifier_activation=None
+    )
+    fill_seeded(model)
+    settle_statistics(model, x)
+    quantized = quantization.quantize_aware(model, calibration=x)
+    report = export_micro(quantized, tmp_path / "model", images(8))
+    assert report.difference <= 1 and report.float_layers == []
+    file = tmp_path / "model" / "model.tflite"
+    trained = quantized.get_layer("image_range").scale()
+    assert report.inputs[0].scale == pytest.approx(trained, rel=1e-6)
+    assert report.peak_layer in {layer.name for layer in quantized.layers}
+    litert = LiteRTModel(file, xnnpack=False)
+    exact = quantization.as_integers(quantized).predict(x, verbose=0)
+    assert np.abs(litert.predict(x)[0] - exact).max() < 0.01 * litert.output_scales[0]
+
+
 MLPERF_TINY = {
     "visual_wake_words": (55_296, 103_568),
     "resnet8": (49_152, 55_936),

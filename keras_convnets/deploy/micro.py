@@ -18,11 +18,13 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from keras_convnets import quantization
 from keras_convnets.deploy import micro_sources as sources
 from keras_convnets.deploy.export import check_model, check_packages
 from keras_convnets.deploy.inspect import LiteRTFile
 from keras_convnets.deploy.litert import check_calibration, export_litert
 from keras_convnets.deploy.runner import to_integers
+from keras_convnets.graph.flatten import flatten
 from keras_convnets.graph.fold import fold_batchnorm
 from keras_convnets.graph.padding import fold_padding
 from keras_convnets.graph.reparameterize import reparameterize
@@ -109,11 +111,13 @@ def export_micro(
     kernels; the outputs must be equal but for few steps of rounding.
 
     Args:
-        model: as for `export_litert`, with a symbolic graph.
+        model: as for `export_litert`, with a symbolic graph; or what `quantization.quantize_aware`
+            gave, whose own scales the file then has.
         folder: a new folder, an empty one, or one that holds an earlier export only, which is
             replaced.
         calibration: float images `(count, height, width, channels)`, normalised as the model
-            expects; 100 or more from the training data serve well.
+            expects; 100 or more from the training data serve well. A quantized model is only run
+            on them.
         arena: bytes of memory that it may need, if there is a limit.
         flash: bytes that the .tflite file may have, if there is a limit.
 
@@ -132,9 +136,7 @@ def export_micro(
     calibration = check_calibration(calibration, model)
     check_packages("microcontrollers", INSTALL, "tensorflow", "ai_edge_litert", "tflite_micro")
     with _replaced(folder) as part:
-        flat = in_turn(model, reparameterize, fold_batchnorm, fold_padding)
-        _make_names_plain(flat)
-        path = export_litert(flat, part / "model.tflite", "int8", calibration, integer_only=True)
+        flat, path = _converted(model, part / "model.tflite", calibration)
         file = LiteRTFile(path)
         layers = _layers(file, flat)
         _check_types(model.name, file)
@@ -146,6 +148,17 @@ def export_micro(
         _check_arena(report, arena)
         _write_sources(part, report, path.read_bytes())
     return report
+
+
+def _converted(model, path, calibration):
+    """The flat model that the file is made of, and the file."""
+    if quantization.is_quantized(model):
+        flat = flatten(model)
+        _make_names_plain(flat)
+        return flat, quantization.export_litert(flat, path)
+    flat = in_turn(model, reparameterize, fold_batchnorm, fold_padding)
+    _make_names_plain(flat)
+    return flat, export_litert(flat, path, "int8", calibration, integer_only=True)
 
 
 def _check_budget(argument, value):
@@ -293,8 +306,8 @@ def _check_flash(name, size, flash, file, layers):
 def _measure(name, path, file, calibration):
     """What the child process finds out: `arena`, `head`, `tail` and `difference`."""
     image = file.tensors[file.inputs[0]]
-    quantization = {"quantization": (image.scales[0], image.zero_points[0]), "dtype": np.int8}
-    images = to_integers(np.asarray(calibration[:CHECKED_IMAGES], "float32"), quantization)
+    steps = {"quantization": (image.scales[0], image.zero_points[0]), "dtype": np.int8}
+    images = to_integers(np.asarray(calibration[:CHECKED_IMAGES], "float32"), steps)
     with tempfile.TemporaryDirectory() as temporary:
         job = Path(temporary)
         shutil.copy(path, job / "model.tflite")
