@@ -9,6 +9,7 @@ import numpy as np
 
 from keras_convnets.graph.fold import fold_batchnorm
 from keras_convnets.graph.lower import once, open_layer_scale
+from keras_convnets.graph.padding import merge_padding
 from keras_convnets.graph.reparameterize import reparameterize
 from keras_convnets.graph.rewrite import graph_nodes, in_turn, rewrite
 
@@ -16,7 +17,8 @@ from keras_convnets.graph.rewrite import graph_nodes, in_turn, rewrite
 def fuse(model: keras.Model) -> keras.Model:
     """A flat copy of a model for inference: parallel branches are merged (`reparameterize`), and
     BatchNormalizations (`fold_batchnorm`) and LayerScales are taken over by the convolutions and
-    dense layers around them, wherever that is exact.
+    dense layers around them, wherever that is exact. On TensorFlow convolutions pad by themselves
+    (`merge_padding`), as they do on the other backends anyway.
 
     Args:
         model: as in `graph.flatten`; it stays as it is, and the result has weights of its own.
@@ -28,7 +30,10 @@ def fuse(model: keras.Model) -> keras.Model:
     Raises:
         ValueError: as `graph.flatten`.
     """
-    fused = in_turn(model, reparameterize, _open_layer_scales, fold_batchnorm)
+    passes = [reparameterize, _open_layer_scales, fold_batchnorm]
+    if keras.backend.backend() == "tensorflow":
+        passes.append(merge_padding)
+    fused = in_turn(model, *passes)
     return FusedModel(fused.input, fused.output, name=model.name)
 
 

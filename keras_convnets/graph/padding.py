@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import keras
 import numpy as np
@@ -10,7 +11,13 @@ from keras import layers
 
 from keras_convnets.graph.rewrite import graph_nodes, leaf_graph, rebuild
 from keras_convnets.layers.depthwise import DepthwiseConv2D
-from keras_convnets.layers.fast import CONV2D, ZERO_PADDING
+from keras_convnets.layers.fast import (
+    CONV2D,
+    ZERO_PADDING,
+    Conv2D,
+    PaddingConv2D,
+    ZeroPadding2D,
+)
 
 # Exact types: a subclass may do something else with its kernel.
 CONVOLUTIONS = (*CONV2D, layers.DepthwiseConv2D, DepthwiseConv2D)
@@ -32,6 +39,20 @@ def fold_padding(model: keras.Model) -> keras.Model:
     Raises:
         ValueError: as `graph.flatten`.
     """
+    return _rebuilt(model, _replace)
+
+
+def merge_padding(model: keras.Model) -> keras.Model:
+    """A flat copy of a model with each ZeroPadding2D in the convolution after it, if that is its
+    only purpose: a `layers.fast.PaddingConv2D`.
+
+    Raises:
+        ValueError: as `graph.flatten`.
+    """
+    return _rebuilt(model, _merge)
+
+
+def _rebuilt(model, add):
     with leaf_graph(model) as graph:
         nodes = graph_nodes(graph)
         calls = Counter(node.operation for node in nodes)
@@ -46,8 +67,38 @@ def fold_padding(model: keras.Model) -> keras.Model:
             before = producer.get(id(x))
             if uses[id(x)] > 1 or before is None or calls[before.operation] > 1:
                 before = None
-            _replace(node, before, replacements)
+            add(node, before, replacements)
         return rebuild(graph, lambda operation, node: replacements.get(operation))
+
+
+def _merge(node, before, replacements):
+    convolution = node.operation
+    if (
+        before is None
+        or type(convolution) not in CONV2D
+        or type(before.operation) not in ZERO_PADDING
+        or (convolution.padding, convolution.groups) != ("valid", 1)
+        or convolution.data_format != "channels_last"
+    ):
+        return
+    config = convolution.get_config()
+    layer = PaddingConv2D.from_config({**config, "zeros": before.operation.padding})
+    layer.build(before.input_tensors[0].shape)
+    layer.set_weights(convolution.get_weights())
+    replacements[convolution] = layer
+    replacements[before.operation] = lambda x: x
+
+
+def open_padding(operation: keras.Operation, node) -> Callable | None:
+    """What `rewrite` is to put for what `merge_padding` has made: again two layers."""
+    if type(operation) is not PaddingConv2D:
+        return None
+    config = operation.get_config()
+    pad = ZeroPadding2D(config.pop("zeros"), name=f"{operation.name}_pad")
+    convolution = Conv2D.from_config(config)
+    convolution.build((None, None, None, node.input_tensors[0].shape[-1]))
+    convolution.set_weights(operation.get_weights())
+    return lambda x: convolution(pad(x))
 
 
 def _replace(node, before, replacements):

@@ -50,6 +50,38 @@ class Conv2D(Direct, keras.layers.Conv2D):
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
+class PaddingConv2D(Conv2D):
+    """A `Conv2D`, "valid" and channels last, that pads the map with zeros first; on TensorFlow
+    without a copy of the map, which takes longer than the convolution.
+
+    Args:
+        zeros: `((top, bottom), (left, right))`; the others as in `keras.layers.Conv2D`.
+    """
+
+    def __init__(self, *args, zeros: tuple[tuple[int, int], tuple[int, int]], **kwargs):
+        super().__init__(*args, **kwargs)
+        self.zeros = tuple(tuple(ends) for ends in zeros)
+
+    def call(self, inputs):
+        outputs = None
+        if hasattr(native, "padded_conv2d") and self.groups == 1:
+            outputs = native.padded_conv2d(
+                inputs, self.kernel, self.bias, self.strides, self.zeros, self.dilation_rate
+            )
+        if outputs is None:
+            return super().call(keras.ops.pad(inputs, ((0, 0), *self.zeros, (0, 0))))
+        return outputs if self.activation is None else self.activation(outputs)
+
+    def compute_output_shape(self, input_shape):
+        batch, *sizes, channels = input_shape
+        sizes = [size and size + sum(ends) for size, ends in zip(sizes, self.zeros)]
+        return super().compute_output_shape((batch, *sizes, channels))
+
+    def get_config(self):
+        return {**super().get_config(), "zeros": self.zeros}
+
+
+@keras.saving.register_keras_serializable("keras_convnets")
 class BatchNormalization(Direct, keras.layers.BatchNormalization):
     """`keras.layers.BatchNormalization`, with the same arguments, weights, outputs and moving
     statistics; on PyTorch and TensorFlow one call on a float32 map."""

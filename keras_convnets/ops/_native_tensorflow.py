@@ -1,5 +1,6 @@
 """Batch normalisation on TensorFlow by its fused kernel, a third of the time of Keras' operations,
-and under XLA on a CPU convolutions of one pixel as products, see `_native_jax`.
+convolutions that pad by themselves, and those of one pixel as products, under XLA on a CPU (see
+`_native_jax`).
 
 Where something is not covered the functions say so, and Keras' own code is to be called.
 """
@@ -24,6 +25,16 @@ def conv2d(x, kernel, bias, strides, padding, dilation_rate, groups):
     sizes = [size or tf.shape(x)[axis] for axis, size in enumerate(x.shape)]
     y = tf.reshape(tf.reshape(x, (-1, sizes[-1])) @ kernel[0, 0], (*sizes[:-1], kernel.shape[3]))
     return y if bias is None else y + keras.ops.convert_to_tensor(bias)
+
+
+def padded_conv2d(x, kernel, bias, strides, zeros, dilation_rate):
+    """A convolution that pads with `((top, bottom), (left, right))` zeros; `None` for symbols."""
+    if isinstance(x, keras.KerasTensor):
+        return None
+    padding = [(0, 0), *zeros, (0, 0)]
+    kernel = keras.ops.convert_to_tensor(kernel)
+    y = tf.nn.conv2d(x, kernel, strides, padding, dilations=dilation_rate)
+    return y if bias is None else tf.nn.bias_add(y, keras.ops.convert_to_tensor(bias))
 
 
 def batch_norm_training(x, gamma, beta, epsilon):

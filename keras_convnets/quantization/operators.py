@@ -20,6 +20,7 @@ from keras_convnets.graph.lower import (
     open_layer_scale,
     open_star_relu,
 )
+from keras_convnets.graph.padding import open_padding
 from keras_convnets.graph.reparameterize import reparameterize
 from keras_convnets.graph.rewrite import graph_nodes, in_turn, leaf_graph, rebuild, rewrite
 from keras_convnets.layers.depthwise import BlurPool2D, DepthwiseConv2D
@@ -240,7 +241,11 @@ def _open_scale(operation, node):
     if type(operation) is SkipInit:
         channels = node.outputs[0].shape[-1]
         return affine(operation.name, node, np.full(channels, ops.convert_to_numpy(operation.gain)))
-    return open_layer_scale(operation, node) or open_star_relu(operation, node)
+    return (
+        open_layer_scale(operation, node)
+        or open_star_relu(operation, node)
+        or open_padding(operation, node)
+    )
 
 
 def _layer_norm(norm, node):
