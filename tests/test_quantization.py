@@ -16,6 +16,7 @@ from keras_convnets.deploy.inspect import LiteRTFile
 from keras_convnets.layers.attention import MultiQueryAttention
 from keras_convnets.layers.channel_attention import EfficientChannelAttention
 from keras_convnets.layers.context_attention import NearestLike
+from keras_convnets.layers.depthwise import BlurPool2D
 from keras_convnets.layers.fake_quant import (
     FakeQuant,
     FoldedNorm,
@@ -353,6 +354,19 @@ def test_folding_changes_nothing_but_the_rounding_of_biases():
     folded = for_inference(quantized)
     assert not [layer for layer in folded.layers if isinstance(layer, FoldedNorm)]
     assert np.abs(outputs(folded, x) - outputs(quantized, x)).max() <= 2.01 / 256
+
+
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_folding_rounds_fixed_kernels_as_training_does(scheme):
+    """Half of a binomial kernel's largest value lies between two of the integers."""
+    image = keras.Input((8, 8, 3))
+    model = keras.Model(image, BlurPool2D(name="blur")(image), name="blurred")
+    x = photographs(8, 8)
+    quantized = quantization.quantize_aware(model, scheme, calibration=x)
+    step = quantized.get_layer("blur_range").scale()
+    for form in (for_inference(quantized), quantization.as_integers(quantized)):
+        apart = np.abs(outputs(form, x) - outputs(quantized, x))
+        assert apart.max() < 1.01 * step and np.mean(apart > 0.5 * step) < 0.05
 
 
 @converts_itself
