@@ -22,7 +22,7 @@ MODEL = "repvgg_test"
 EPOCHS = 10
 MORE_EPOCHS = 3
 BATCH = 32
-LEARNING_RATE = 2e-3
+LEARNING_RATE = 5e-4
 SCHEMES = ("int8", "int4")
 
 
