@@ -3,9 +3,9 @@
     python -m benchmarks.tfmot [MODEL...] [--seeds N] [--epochs N] [--out FOLDER]
 
 Each network is trained in float once a seed, as in `examples/quantization_aware_training.py`, and
-then further in both: the same data, steps and learning rates. Both become .tflite files of int8,
-which LiteRT runs. Writes `results/tfmot.csv`, a row for each network, seed and library, and `.md`.
-Needs the tensorflow backend, tensorflow-model-optimization, tf_keras and ai-edge-litert, and
+then further in both: the same data, steps and learning rates (larger ones than there). Both become
+.tflite files of int8, which LiteRT runs. Writes `results/tfmot.csv`, a row for each network, seed
+and library, and `.md`. Needs the tensorflow backend, tensorflow-model-optimization, tf_keras and ai-edge-litert, and
 networks that tfmot takes: it knows no products of two maps, as in squeeze-excite.
 """
 
@@ -29,6 +29,7 @@ from keras_convnets.quiet import silenced_stderr
 
 MODELS = ("mobilenetv1_test", "mobilenetv2_test", "resnet_test")
 SEEDS = 3
+LEARNING_RATE = 2e-3  # at first, of the further training in both
 THREADS = 2
 TURNS = 15
 NOISE = 1.05  # of times
@@ -58,6 +59,7 @@ def main() -> int:
     import quantization_aware_training as example
 
     example.EPOCHS = options.epochs or example.EPOCHS
+    example.LEARNING_RATE = LEARNING_RATE
     rows = []
     for seed in range(options.seeds):
         for model in options.models:

@@ -9,7 +9,7 @@ import keras
 import pytest
 from test_cli import fails
 
-from benchmarks import quantization
+from benchmarks import profiles, quantization, tfmot
 from keras_convnets import cli
 from keras_convnets.benchmark import LIBRARIES, Library, Row, Settings, Table, command, measure
 from keras_convnets.benchmark.contenders import OURS, contenders
@@ -244,3 +244,34 @@ def test_what_training_wins_back(tmp_path):
     assert quantization.keeps_up(row)  # 4 of 28 points are left
     assert not quantization.keeps_up(row | {"int4, trained": 92.0})
     assert not quantization.keeps_up(row | {"int8, trained": 97.6})
+
+
+def test_the_table_beside_tfmot(tmp_path):
+    ours = {"float": 98.0, "trained": 98.2, "bytes": 100, "milliseconds": 0.1}
+    ours |= {"own_kernels": 0.03, "xnnpack": 0.02}
+    common = {"model": "resnet_test", "seed": 0}
+    rows = [{**common, "who": "ours", **ours}, {**common, "who": "tfmot", **ours, "bytes": 101}]
+    tfmot.write(tmp_path / "tfmot.csv", rows)
+    page = (tmp_path / "tfmot.md").read_text()
+    assert "| resnet_test | ours | 98.0 | 98.2 | 100 | 0.100 | 0.030 | 0.020 |" in page
+    assert tfmot.keeps_up(rows)
+    for worse in ({"trained": 98.1}, {"bytes": 102}, {"milliseconds": 0.11}, {"xnnpack": 0.03}):
+        assert not tfmot.keeps_up([rows[0] | worse, rows[1]])
+
+
+def test_the_table_of_kinds_of_operators():
+    """Each operator is in one row, whatever the framework calls it."""
+    operators = {"_FusedConv2D": 3.0, "DepthwiseConv2dNative": 2.0, "Relu6": 0.5, "Pad": 0.25}
+    in_xla = {"while.12": 1.0, "dot.3": 4.0, "add_fusion": 0.5, "copy.7": 0.125}
+    found = {"timm": {"depthwise aten::mkldnn_convolution": 1.5, "aten::native_batch_norm": 1.0}}
+    found |= {"tensorflow": operators, "tensorflow_xla": in_xla, "jax": in_xla}
+    page = "\n".join(profiles.table("lcnet_test", 1, found))
+    for row in (
+        "| depthwise convolutions | 1.5 | 2.0 | 1.0 | 1.0 |",
+        "| convolutions and products | 0.0 | 3.0 | 4.0 | 4.0 |",
+        "| normalisations | 1.0 | 0.0 | 0.0 | 0.0 |",
+        "| layouts and copies | 0.0 | 0.2 | 0.1 | 0.1 |",
+        "| activations, sums and others | 0.0 | 0.5 | 0.5 | 0.5 |",
+        "| all | 2.5 | 5.8 | 5.6 | 5.6 |",
+    ):
+        assert row in page
