@@ -5,8 +5,9 @@
 Each network is trained in float once a seed, as in `examples/quantization_aware_training.py`, and
 then further in both: the same data, steps and learning rates (larger ones than there). Both become
 .tflite files of int8, which LiteRT runs. Writes `results/tfmot.csv`, a row for each network, seed
-and library, and `.md`. Needs the tensorflow backend, tensorflow-model-optimization, tf_keras and ai-edge-litert, and
-networks that tfmot takes: it knows no products of two maps, as in squeeze-excite.
+and library, and `.md`. Needs the tensorflow backend, tensorflow-model-optimization, tf_keras and
+ai-edge-litert, and networks that tfmot takes: it knows no products of two maps, as in
+squeeze-excite.
 """
 
 from __future__ import annotations
