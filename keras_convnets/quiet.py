@@ -17,10 +17,11 @@ def silenced_stderr() -> Iterator[None]:
     sys.stderr.flush()
     screen, muted = os.dup(2), _Muted(sys.stderr)
     logger = logging.getLogger("tensorflow")
-    disabled, logger.disabled = logger.disabled, True
+    disabled = logger.disabled
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(muted):
         os.dup2(nowhere.fileno(), 2)
         try:
+            logger.disabled = True
             yield
         finally:
             os.dup2(screen, 2)

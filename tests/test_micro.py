@@ -239,7 +239,6 @@ def test_several_outputs_and_names_that_look_alike(tmp_path):
     assert have["kOutputSize"] == [port.size for port in report.outputs]
 
 
-# Bytes of activations at the peak of the reference's own int8 files, and of our arena.
 @converts_itself
 @pytest.mark.parametrize("name", ["mobilenetv2_test", "mobilenetv3_test"])
 def test_a_model_that_was_trained_for_integers(name, tmp_path):
@@ -262,6 +261,7 @@ def test_a_model_that_was_trained_for_integers(name, tmp_path):
     assert np.abs(litert.predict(x)[0] - exact).max() < 0.01 * litert.output_scales[0]
 
 
+# Bytes of activations at the peak of the reference's own int8 files, and of our arena.
 MLPERF_TINY = {
     "visual_wake_words": (55_296, 103_568),
     "resnet8": (49_152, 55_936),

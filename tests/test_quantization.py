@@ -591,10 +591,12 @@ def test_sums_are_rescaled_exactly():
         most = min(2**23, 300 * values / factor)
         x = np.append(np.round(random.uniform(-most, most, 5000)), [47950, -48, -16, 16, 48])
         want = [exactly_rescaled(int(total), factor, away, values) for total in x]
-        rescaled = rescale(np.full(16, factor), away, values)
-        for function in (rescaled, compiled(rescaled)):
+        by_channel = rescale(np.full(16, factor), away, values)
+        for function in (rescale(factor, away, values), by_channel, compiled(by_channel)):
             have = keras.ops.convert_to_numpy(function(tensor(x[:, None])))
-            np.testing.assert_array_equal(have, np.tile(np.reshape(want, (-1, 1)), 16))
+            np.testing.assert_array_equal(
+                have, np.broadcast_to(np.array(want)[:, None], have.shape)
+            )
         ties += np.sum(x * factor % 1 == 0.5)
     assert ties
 

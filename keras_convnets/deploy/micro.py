@@ -248,7 +248,8 @@ def _check_types(name, file):
     if types:
         raise ValueError(
             f"model={name!r} has inputs or outputs of type {', '.join(sorted(types))} in the file; "
-            "floats become int8, so let it end with scores, and compare those in main.cc."
+            "floats become int8, so let it end with scores, and compare those in main.cc; a "
+            "quantized model is to have activations of 8 bits, scheme='int8' or 'int4'."
         )
 
 
