@@ -22,7 +22,7 @@ import argparse
 import functools
 import json
 
-from benchmarks import operators
+from benchmarks import operators, tables
 from benchmarks import ops as depthwise
 
 RESULTS = depthwise.RESULTS
@@ -139,8 +139,7 @@ def compare(backend):
 
 def write_comparison(platforms):
     rows = list(depthwise.run_children("compare", platforms, "convolution", operators.THREADS))
-    depthwise.write_rows(RESULTS / "convolution.csv", rows)
-    depthwise.replace(RESULTS / "convolution.md", markdown(rows))
+    tables.write(RESULTS / "convolution.csv", rows, markdown(rows))
     print(markdown(rows))
 
 

@@ -31,6 +31,7 @@ import keras
 import numpy as np
 
 import keras_convnets
+from benchmarks import tables
 from keras_convnets.deploy import LiteRTModel, export_litert
 from keras_convnets.quiet import silenced_stderr
 from keras_convnets.testing.conformance import cosine, photographs, settle_statistics
@@ -195,16 +196,11 @@ def table(rows: list[dict]) -> list[str]:
 
 def save(rows: list[dict]) -> None:
     """Puts the rows of one model among the results, in the place of its older ones."""
-    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / "litert.csv"
     kept = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
     rows = [row for row in kept if row["model"] != rows[0]["model"]] + rows
     rows.sort(key=lambda row: (*PEERS, *OTHERS, row["model"]).index(row["model"]))
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    path.with_suffix(".md").write_text("\n".join(table(rows)) + "\n")
+    tables.write(path, rows, "\n".join(table(rows)) + "\n")
 
 
 def main(names: list[str], also: Path | None) -> int:

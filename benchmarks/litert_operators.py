@@ -8,7 +8,6 @@ One thread, a map of 28x28x128, the best of 50 runs. Prints a table and writes
 
 from __future__ import annotations
 
-import csv
 import math
 import tempfile
 import time
@@ -18,6 +17,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from benchmarks import tables
 from keras_convnets.deploy import LiteRTModel
 from keras_convnets.deploy.inspect import LiteRTFile
 
@@ -141,15 +141,8 @@ def microseconds(file: LiteRTModel) -> float:
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = [measure(name, Path(folder)) for name in CASES]
-    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
-    lines += ["| " + " | ".join(map(str, row.values())) + " |" for row in rows]
-    print("\n".join(lines))
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "litert_operators.md").write_text("\n".join(lines) + "\n")
-    with (RESULTS / "litert_operators.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    print(tables.plain(rows))
+    tables.write(RESULTS / "litert_operators.csv", rows, tables.plain(rows))
 
 
 if __name__ == "__main__":

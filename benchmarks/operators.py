@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks import ops as depthwise
+from benchmarks import tables
 
 RESULTS = depthwise.RESULTS
 THREADS = "1"
@@ -324,13 +325,12 @@ def write_dispatch(platforms):
     for (platform, kind, size), routes in times.items():
         fastest = min(routes, key=routes.get)
         table.setdefault(platform, {}).setdefault(kind, {})[str(size)] = fastest
-    depthwise.replace(path, json.dumps(table, indent=2) + "\n")
+    tables.replace(path, json.dumps(table, indent=2) + "\n")
 
 
 def write_comparison(platforms):
     rows = list(depthwise.run_children("compare", platforms, "operators", THREADS))
-    depthwise.write_rows(RESULTS / "operators.csv", rows)
-    depthwise.replace(RESULTS / "operators.md", markdown(rows))
+    tables.write(RESULTS / "operators.csv", rows, markdown(rows))
     plot(rows, RESULTS / "operators.png")
     print(markdown(rows))
 

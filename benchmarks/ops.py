@@ -10,7 +10,6 @@ and medians count, so that a busy machine slows all alike.
 from __future__ import annotations
 
 import argparse
-import csv
 import datetime
 import json
 import math
@@ -22,6 +21,8 @@ import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
+
+from benchmarks import tables
 
 RESULTS = Path(__file__).parent / "results"
 PLATFORMS = {
@@ -297,7 +298,7 @@ def write_dispatch(platforms):
         ranked = [*sorted(faster, key=routes.get), "native"]
         by_kernel = table[platform].setdefault(name, {})
         by_kernel.setdefault(str(kernel), {})[str(side)] = ranked
-    replace(path, json_by_row(table))
+    tables.replace(path, json_by_row(table))
 
 
 def json_by_row(table):
@@ -314,9 +315,7 @@ def json_by_row(table):
 
 def write_comparison(platforms):
     rows = list(run_children("compare", platforms))
-    RESULTS.mkdir(exist_ok=True)
-    write_rows(RESULTS / "ops_depthwise.csv", rows)
-    replace(RESULTS / "ops_depthwise.md", markdown(rows))
+    tables.write(RESULTS / "ops_depthwise.csv", rows, markdown(rows))
     plot(rows, RESULTS / "ops_depthwise.png")
     print(markdown(rows))
 
@@ -401,20 +400,6 @@ def plot(rows, path):
     figure.tight_layout()
     temporary = path.with_suffix(".tmp.png")
     figure.savefig(temporary, dpi=110)
-    os.replace(temporary, path)
-
-
-def write_rows(path, rows):
-    with path.with_suffix(".tmp").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(path.with_suffix(".tmp"), path)
-
-
-def replace(path, text):
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
     os.replace(temporary, path)
 
 

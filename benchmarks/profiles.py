@@ -19,6 +19,8 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+from benchmarks import tables
+
 MODELS = ("efficientnet_b0", "mobilenetv3_large_100", "mobilenetv2_100", "resnet50")
 SIZE = 224
 RUNS = 5
@@ -64,9 +66,7 @@ def main() -> int:
             found = {column: in_child(column, model, batch) for column in COLUMNS}
             lines += table(model, batch, found)
             print("\n".join(lines[-len(KINDS) - 5 :]), flush=True)
-    part = options.out / f"profiles.md.{os.getpid()}.part"
-    part.write_text("\n".join([*lines, ""]))
-    os.replace(part, options.out / "profiles.md")
+    tables.replace(options.out / "profiles.md", "\n".join([*lines, ""]))
     return 0
 
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import argparse
 import csv
-import os
 import statistics
 import sys
 from pathlib import Path
+
+from benchmarks import tables
 
 # Plain, residual, depthwise, two that are merged for inference, and attention with convolutions.
 MODELS = (
@@ -60,7 +61,7 @@ def main() -> int:
             if not any((row["model"], row["seed"]) == (model, seed) for row in rows):
                 accuracies = example.measure(model, seed)
                 rows.append({"model": model, "seed": seed, "epochs": example.EPOCHS, **accuracies})
-                write(path, rows)
+                tables.write(path, rows, markdown(rows))
                 print(rows[-1], flush=True)
     return 0 if all(keeps_up(mean(rows, model)) for model in models_of(rows)) else 1
 
@@ -79,18 +80,6 @@ def read(path: Path) -> list[dict]:
             }
             for row in csv.DictReader(file)
         ]
-
-
-def write(path: Path, rows: list[dict]) -> None:
-    """The table as CSV, and its means as Markdown."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with part.open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["model", "seed", "epochs", *COLUMNS], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(part, path)
-    part.write_text(markdown(rows))
-    os.replace(part, path.with_suffix(".md"))
 
 
 def models_of(rows: list[dict]) -> list[str]:

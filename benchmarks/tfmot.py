@@ -13,8 +13,6 @@ squeeze-excite.
 from __future__ import annotations
 
 import argparse
-import csv
-import os
 import statistics
 import sys
 import tempfile
@@ -23,6 +21,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from benchmarks import tables
 from keras_convnets import create_model, quantization
 from keras_convnets.deploy import LiteRTModel
 from keras_convnets.quickstart import SIZE, digit_images, fit
@@ -66,7 +65,7 @@ def main() -> int:
         for model in options.models:
             rows += compare(example, model, seed)
             print(rows[-2], rows[-1], sep="\n", flush=True)
-            write(options.out / "tfmot.csv", rows)
+            tables.write(options.out / "tfmot.csv", rows, markdown(rows))
     print(markdown(rows))
     return 0 if keeps_up(rows) else 1
 
@@ -137,18 +136,6 @@ def interleaved(paths, images):
         for who, file in files.items():
             times[who].append(file.milliseconds(images[:40]))
     return {who: statistics.median(values) for who, values in times.items()}
-
-
-def write(path: Path, rows: list[dict]) -> None:
-    """The rows as CSV, and their means as Markdown."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with part.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(part, path)
-    part.write_text(markdown(rows))
-    os.replace(part, path.with_suffix(".md"))
 
 
 def mean(rows: list[dict], **where) -> dict[str, float]:

@@ -9,7 +9,6 @@ times timm's time or more memory than model and file.
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import statistics
@@ -17,6 +16,8 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from benchmarks import tables
 
 MODELS = ("resnet50", "convnext_base")
 RUNS = 7
@@ -114,15 +115,8 @@ def main(names: list[str]) -> int:
             path = Path(folder) / f"{name}.safetensors"
             write_checkpoint(name, path)
             rows += measure(name, path)
-    lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]
-    lines += ["| " + " | ".join(map(str, row.values())) + " |" for row in rows]
-    print("\n".join(lines))
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "weights.md").write_text("\n".join(lines) + "\n")
-    with (RESULTS / "weights.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    print(tables.plain(rows))
+    tables.write(RESULTS / "weights.csv", rows, tables.plain(rows))
     # The model is there before the measurement: what loading may add is the file.
     missed = [r for r in rows if r["ratio"] > WORST_RATIO or r["extra_peak_mb"] > r["file_mb"]]
     for row in missed:

@@ -12,6 +12,7 @@ import pytest
 from keras_convnets import create_model
 from keras_convnets.deploy import (
     LiteRTModel,
+    convert,
     export,
     export_litert,
     export_litert_forms,
@@ -76,14 +77,48 @@ def test_float_file_equals_the_model(name, tmp_path):
 
 
 @converts_itself
-def test_large_models_are_converted_another_way_to_the_same_file(tmp_path, monkeypatch):
+def test_large_models_are_converted_other_ways_to_the_same_file(tmp_path, monkeypatch):
     model, x = model_of("convnext_test"), images(4)
     small = export_litert(model, tmp_path / "small.tflite")
-    monkeypatch.setattr(litert, "FEW_PARAMETERS", 0)
-    large = export_litert(model, tmp_path / "large.tflite")
-    assert operators(small) == operators(large)
-    (have,), (want,) = (LiteRTModel(path).predict(x) for path in (large, small))
-    np.testing.assert_array_equal(have, want)
+    monkeypatch.setattr(convert, "FEW_PARAMETERS", 0)
+    monkeypatch.setattr(convert, "LARGE_KERNEL", 500)
+    without = []
+    monkeypatch.setattr(convert, "_filled", recorded(convert._filled, without))
+    later = export_litert(model, tmp_path / "later.tflite")
+    monkeypatch.setattr(convert, "_owners", lambda names, layers: None)
+    variables = export_litert(model, tmp_path / "variables.tflite")
+    (content, filled), (_, none) = without
+    assert len(content) < 0.7 * len(filled) and none is None
+    for path in (later, variables):
+        assert operators(path) == operators(small)
+        assert path.stat().st_size < 1.1 * small.stat().st_size
+        (have,), (want,) = (LiteRTModel(p).predict(x) for p in (path, small))
+        np.testing.assert_array_equal(have, want)
+
+
+def recorded(function, results):
+    """The function, which also writes down its first argument and its result."""
+
+    def call(first, *others):
+        results.append((first, function(first, *others)))
+        return results[-1][1]
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("names", "layers", "owners"),
+    [
+        (["a_1/convolution", "b_1/dense;c/x"], ["b", "a"], {0: "a", 1: "b"}),
+        (["relu/Relu;a_1/add;a_1/convolution"], ["a"], {0: "a"}),
+        (["a_1/convolution", "a_1_1/convolution"], ["a", "a_1"], {0: "a", 1: "a_1"}),
+        (["a_1/convolution", "a_2/convolution"], ["a"], None),
+        (["a_1/convolution"], ["a", "b"], None),
+        (["a_1/convolution"], ["a", "a_1"], None),
+    ],
+)
+def test_products_are_told_by_the_names_of_their_layers(names, layers, owners):
+    assert convert._owners(dict(enumerate(names)), layers) == owners
 
 
 @converts_itself

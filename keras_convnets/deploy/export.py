@@ -79,6 +79,7 @@ def write_checked(
         content = make()
         with _named_errors(path):
             part.write_bytes(content)
+        del content  # as large as the model; the check needs that much
         check(part)
         with _named_errors(path):
             os.replace(part, path)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import os
-import re
 import tempfile
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,8 +12,8 @@ import keras
 import numpy as np
 
 from keras_convnets.deploy.child import on_tensorflow
+from keras_convnets.deploy.convert import Conversion
 from keras_convnets.deploy.export import check_model, check_packages, outputs_of, write_checked
-from keras_convnets.deploy.inspect import LiteRTFile
 from keras_convnets.deploy.metadata import (
     attach,
     check_normalised,
@@ -28,14 +25,12 @@ from keras_convnets.deploy.runner import INSTALL, LiteRTModel
 from keras_convnets.graph import lower
 from keras_convnets.layers.condconv import CondConv2D
 from keras_convnets.layers.fake_quant import rounded_kernel
-from keras_convnets.quiet import silenced_stderr
 from keras_convnets.registry import Checkpoint
 
 FORMS = (None, "float16", "dynamic", "int8", "int16x8", "int4")
 CALIBRATED = ("int8", "int16x8")
 CHECKED_IMAGES = 8
 FLOAT_TOLERANCE = 1e-4
-FEW_PARAMETERS = 5_000_000
 # Least cosine between the outputs of file and model, for int4 a model whose kernels have 4 bits.
 # Rounding of weights to 11 bits costs about 1e-7, to 8 bits about 1e-4, and 8-bit activations 1e-4
 # to 0.04: less means that the conversion went wrong, that the calibration images are not like what
@@ -109,6 +104,7 @@ def export_litert(
             metadata=metadata,
             integer_only=integer_only,
         )
+        gc.collect()  # of the lowered copy
         if isinstance(content, ValueError):
             raise content
         return content
@@ -222,25 +218,27 @@ def check_calibration(
 def convert(model, forms, calibration, metadata, integer_only) -> list[bytes | ValueError]:
     """The content of each file, or why it cannot be. For the tensorflow backend, see
     `on_tensorflow`.
-
-    What the forms share is made once: the SavedModel, and the float file that some start from.
     """
+    import tensorflow as tf
+
     images = metadata.calibration(calibration) if metadata and "int8" in forms else calibration
     with tempfile.TemporaryDirectory() as folder:
-        save_static(lower(model), metadata.normalise if metadata else None, folder)
-        gc.collect()  # of the lowered copy
-        floats = functools.cache(lambda: run_converter(converter_of(folder), model.name))
+        normalise = metadata.normalise if metadata else None
+        conversion = Conversion(lower(model), normalise, model.name, folder)
 
         def content(form):
             if form is None:
-                return floats()
+                return conversion.float_content
             if form in ("float16", "dynamic"):
-                return run_converter(_of_small_weights(folder, form), model.name)
-            if form == "int8" and (integer_only or runs_in_integers(floats())):
+                settings = {"optimizations": [tf.lite.Optimize.DEFAULT]}
+                if form == "float16":
+                    settings["target_spec"] = tf.lite.TargetSpec(supported_types=[tf.float16])
+                return conversion.converted(**settings)
+            if form == "int8" and (integer_only or runs_in_integers(conversion.float_content)):
                 # The only integers that MediaPipe takes are uint8.
                 ends = "uint8" if metadata else "int8"
-                return quantize_throughout(floats(), images, ends)
-            return quantize_file(floats(), form, images)
+                return quantize_throughout(conversion.float_content, images, ends)
+            return quantize_file(conversion.float_content, form, images)
 
         contents = []
         for form in forms:
@@ -250,89 +248,6 @@ def convert(model, forms, calibration, metadata, integer_only) -> list[bytes | V
             except ValueError as error:
                 contents.append(error)
         return contents
-
-
-def converter_of(folder):
-    import tensorflow as tf
-
-    return tf.lite.TFLiteConverter.from_saved_model(folder)
-
-
-def _of_small_weights(folder, form):
-    import tensorflow as tf
-
-    converter = converter_of(folder)
-    converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    if form == "float16":
-        converter.target_spec.supported_types = [tf.float16]
-    return converter
-
-
-def save_static(lowered, normalise, folder):
-    """A SavedModel of static shape: the route that keeps the graph clean, and that takes a third of
-    the memory of a frozen function."""
-    import tensorflow as tf
-
-    module = tf.Module()
-    if lowered.count_params() <= FEW_PARAMETERS:
-        compute = _with_constants(lowered)
-    else:
-        compute = functools.partial(lowered, training=False)
-        module.variables_of_layers = [variable.value for variable in lowered.variables]
-
-    def serve(image):
-        outputs = compute(normalise(image) if normalise else image)
-        return {f"output{i}": y for i, y in enumerate(keras.tree.flatten(outputs))}
-
-    spec = tf.TensorSpec((1, *lowered.inputs[0].shape[1:]), "float32", name="image")
-    # As an attribute of the module it would be traced and saved once more.
-    signature = tf.function(serve, autograph=False, input_signature=[spec]).get_concrete_function()
-    # The gradients of operators such as SiLU are of no use in a file, and take a tenth of the time.
-    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-    with silenced_stderr():
-        tf.saved_model.save(module, folder, signature, options)
-
-
-def _with_constants(lowered):
-    """The model as a function with its weights inside, which converts in half the time; but they
-    are held several times over."""
-    import tensorflow as tf
-
-    kinds = (lowered.trainable_variables, lowered.non_trainable_variables)
-    weights = [[keras.ops.convert_to_numpy(variable) for variable in kind] for kind in kinds]
-
-    def compute(x):
-        constants = [[tf.constant(value) for value in kind] for kind in weights]
-        return lowered.stateless_call(*constants, x, training=False)[0]
-
-    return compute
-
-
-def run_converter(converter, name):
-    from tensorflow.lite.python.convert_phase import ConverterError
-
-    try:
-        with silenced_stderr(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Statistics for quantized inputs")  # it measures them
-            return _in_order(converter.convert())
-    except ConverterError as error:
-        lacking = re.findall(r"^(?:Custom|Flex) ops: (.+)$", str(error), re.MULTILINE)
-        reason = f"LiteRT lacks {', '.join(lacking)}" if lacking else str(error).split("\n")[0]
-        raise ValueError(
-            f"model={name!r} does not convert: {reason}; express it by other operators."
-        ) from None
-
-
-def _in_order(content):
-    """The file with its outputs in the model's order, which the converter does not keep."""
-    from ai_edge_litert.tools import flatbuffer_utils
-
-    if len(LiteRTFile(content).outputs) == 1:
-        return content
-    model = flatbuffer_utils.convert_bytearray_to_object(content)
-    numbers = {int(y.name.removeprefix(b"output")): y for y in model.signatureDefs[0].outputs}
-    model.subgraphs[0].outputs = [numbers[i].tensorIndex for i in range(len(numbers))]
-    return bytes(flatbuffer_utils.convert_object_to_bytearray(model))
 
 
 def _check_outputs(model, file, quantize, calibration, metadata):

@@ -14,7 +14,12 @@ from keras_convnets.layers.depthwise import DepthwiseConv2D
 from keras_convnets.layers.direct import Direct
 from keras_convnets.layers.fast import BatchNormalization, Conv2D
 from keras_convnets.ops import depthwise_conv2d
-from keras_convnets.ops.fake_quant import extremes, fake_quant
+from keras_convnets.ops.fake_quant import (
+    extremes,
+    fake_quant,
+    fake_quant_symmetric,
+    learned_fake_quant,
+)
 
 MOMENTUM = 0.99
 # Least range of a channel's weights: of the widest channel's, and for a kernel of zeros. Narrower
@@ -149,10 +154,7 @@ class LearnedFakeQuant(FakeQuant):
         above = self.steps - below
         scale = 1 / (ops.sqrt(self.values * ops.maximum(above, below)) * step * step)
         step = first * ops.exp(_scale_gradient(self.log_stretch, scale))
-        x32 = ops.cast(x, "float32")
-        integers = ops.clip(x32 / step, -below, above)
-        integers = integers + ops.stop_gradient(ops.floor(integers + 0.5) - integers)
-        return ops.cast(integers * step, x.dtype)
+        return learned_fake_quant(x, step, below, above)
 
 
 def _scale_gradient(x, scale):
@@ -164,14 +166,11 @@ def fake_quant_kernel(kernel, bits: int, depthwise: bool = False):
 
     `kernel`: `(..., channels)`, or `(height, width, channels, 1)` of a depthwise convolution.
     """
-    if depthwise:
-        return ops.transpose(
-            fake_quant_kernel(ops.transpose(kernel, (0, 1, 3, 2)), bits), (0, 1, 3, 2)
-        )
-    channels = ops.max(ops.abs(ops.stop_gradient(kernel)), axis=tuple(range(len(kernel.shape) - 1)))
+    axis = len(kernel.shape) - (2 if depthwise else 1)
+    others = tuple(i for i in range(len(kernel.shape)) if i != axis)
+    channels = ops.max(ops.abs(ops.stop_gradient(kernel)), axis=others, keepdims=True)
     least = ops.maximum(LEAST_SHARE * ops.max(channels), LEAST_RANGE)
-    reach = ops.maximum(channels, least)
-    return fake_quant(kernel, -reach, reach, bits, narrow_range=True, per_channel=True)
+    return fake_quant_symmetric(kernel, ops.maximum(channels, least), bits, axis)
 
 
 def kernel_scales(kernel: np.ndarray, bits: int, depthwise: bool = False) -> np.ndarray:

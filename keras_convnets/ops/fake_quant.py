@@ -30,6 +30,38 @@ def fake_quant(
     return fake_quant_with_min_max_vars(x, minimum, maximum, bits, narrow_range, axis)
 
 
+def fake_quant_symmetric(x, reach, bits: int, axis: int):
+    """x rounded per channel to whole steps, as many to both sides of zero: without the lowest
+    number of an integer of `bits`. The gradient is passed through.
+
+    Args:
+        x: tensor of any shape.
+        reach: the largest number of each channel or more, of size 1 along the other axes.
+        bits: 2 to 16.
+        axis: of the channels.
+    """
+    if keras.backend.backend() == "torch":
+        from keras_convnets.ops import _fake_quant_torch
+
+        return _fake_quant_torch.fake_quant_symmetric(ops.convert_to_tensor(x), reach, bits)
+    reach = ops.reshape(reach, (-1,))
+    x = ops.moveaxis(x, axis, -1)
+    y = fake_quant(x, -reach, reach, bits, narrow_range=True, per_channel=True)
+    return ops.moveaxis(y, -1, axis)
+
+
+def learned_fake_quant(x, step, below, above):
+    """x rounded to multiples of `step`, from `-below` to `above` of them, with the gradients of LSQ
+    (Esser et al. 2020, https://arxiv.org/abs/1902.08153, equations 1 to 3) of `x` and `step`."""
+    if keras.backend.backend() == "torch":
+        from keras_convnets.ops import _fake_quant_torch
+
+        return _fake_quant_torch.learned_fake_quant(x, step, below, above)
+    integers = ops.clip(ops.cast(x, "float32") / step, -below, above)
+    integers = integers + ops.stop_gradient(ops.floor(integers + 0.5) - integers)
+    return ops.cast(integers * step, x.dtype)
+
+
 def extremes(x) -> tuple:
     """Smallest and largest of a tensor's values and zero, float32, without gradients."""
     if keras.backend.backend() == "torch":

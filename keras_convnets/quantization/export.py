@@ -10,9 +10,9 @@ import keras
 import numpy as np
 
 from keras_convnets.deploy.child import on_tensorflow
+from keras_convnets.deploy.convert import converter_of, run_converter, save_static
 from keras_convnets.deploy.export import check_model, check_packages, outputs_of, write_checked
 from keras_convnets.deploy.inspect import LiteRTFile
-from keras_convnets.deploy.litert import converter_of, run_converter, save_static
 from keras_convnets.deploy.runner import INSTALL, LiteRTModel
 from keras_convnets.graph.rewrite import leaf_graph, rebuild
 from keras_convnets.layers.fake_quant import FakeQuant
