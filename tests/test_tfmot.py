@@ -17,8 +17,9 @@ from keras_convnets.applications.ghostnet import TwiceAsLarge
 from keras_convnets.applications.vgg import EnlargeSmallMap
 from keras_convnets.deploy import export
 from keras_convnets.deploy.export import outputs_of
-from keras_convnets.graph import reparameterize
+from keras_convnets.graph import fuse, reparameterize
 from keras_convnets.layers import BitConv2D, BlurPool2D, DepthwiseConv2D, DropPath, LayerScale
+from keras_convnets.layers.fast import PaddingConv2D
 from keras_convnets.testing.conformance import fill_seeded, photographs
 
 SIZE = 32
@@ -74,6 +75,16 @@ def test_families_both_ways(name):
     )
     fill_seeded(model)
     check_both_ways(model, x)
+
+
+@on_tensorflow
+def test_convolutions_that_pad_both_ways():
+    x = photographs(4, SIZE)
+    model = create_model("resnet_test", weights=None, input_shape=x.shape[1:], classes=5)
+    fill_seeded(model)
+    padding = fuse(model)
+    assert any(type(layer) is PaddingConv2D for layer in padding.layers)
+    check_both_ways(padding, x)
 
 
 @on_tensorflow

@@ -11,8 +11,9 @@ import numpy as np
 from keras import layers
 
 from keras_convnets.deploy.export import check_float32, check_packages
+from keras_convnets.graph.padding import open_padding
 from keras_convnets.graph.reparameterize import reparameterize
-from keras_convnets.graph.rewrite import graph_nodes, leaf_graph
+from keras_convnets.graph.rewrite import graph_nodes, in_turn, leaf_graph, rewrite
 from keras_convnets.layers.fast import (
     AVERAGE_POOLING,
     BATCH_NORM,
@@ -96,8 +97,13 @@ def to_tf_keras(model: keras.Model):
     """
     check_packages("tf_keras", INSTALL, "tensorflow", "tf_keras")
     _check(model)
-    with leaf_graph(reparameterize(model)) as graph:
+    with leaf_graph(_plain(model)) as graph:
         return _Replay(graph).model()
+
+
+def _plain(model):
+    """Merged branches, and padding in layers of its own."""
+    return in_turn(model, reparameterize, lambda merged: rewrite(merged, open_padding))
 
 
 def from_tf_keras(tf_model, model: keras.Model) -> keras.Model:
@@ -116,7 +122,7 @@ def from_tf_keras(tf_model, model: keras.Model) -> keras.Model:
         ValueError: for a model with the wrappers of tensorflow-model-optimization, and for layers
             that are missing or of other shapes, named by their path.
     """
-    flat = reparameterize(model)
+    flat = _plain(model)
     theirs = {layer.name: layer for layer in tf_model.layers}
     unknown = theirs.keys() - {layer.name for layer in flat.layers}
     for prefix, remedy in WRAPPERS.items():
