@@ -9,7 +9,7 @@ import keras
 import pytest
 from test_cli import fails
 
-from benchmarks import profiles, quantization, tfmot
+from benchmarks import profiles, quantization, tables, tfmot, training_steps
 from keras_convnets import cli
 from keras_convnets.benchmark import LIBRARIES, Library, Row, Settings, Table, command, measure
 from keras_convnets.benchmark.contenders import OURS, contenders
@@ -236,7 +236,7 @@ def test_what_training_wins_back(tmp_path):
         {"model": "repvgg_test", "seed": seed, "epochs": 1, **dict(zip(quantization.COLUMNS, some))}
         for seed, some in enumerate(accuracies)
     ]
-    quantization.write(tmp_path / "quantization.csv", rows)
+    tables.write(tmp_path / "quantization.csv", rows, quantization.markdown(rows))
     assert quantization.read(tmp_path / "quantization.csv") == rows
     page = (tmp_path / "quantization.md").read_text()
     assert "| repvgg_test | 2 | 98.0 | 97.0 | 98.0 | 70.0 | 94.0 |" in page
@@ -251,12 +251,18 @@ def test_the_table_beside_tfmot(tmp_path):
     ours |= {"own_kernels": 0.03, "xnnpack": 0.02}
     common = {"model": "resnet_test", "seed": 0}
     rows = [{**common, "who": "ours", **ours}, {**common, "who": "tfmot", **ours, "bytes": 101}]
-    tfmot.write(tmp_path / "tfmot.csv", rows)
+    tables.write(tmp_path / "tfmot.csv", rows, tfmot.markdown(rows))
     page = (tmp_path / "tfmot.md").read_text()
     assert "| resnet_test | ours | 98.0 | 98.2 | 100 | 0.100 | 0.030 | 0.020 |" in page
     assert tfmot.keeps_up(rows)
     for worse in ({"trained": 98.1}, {"bytes": 102}, {"milliseconds": 0.11}, {"xnnpack": 0.03}):
         assert not tfmot.keeps_up([rows[0] | worse, rows[1]])
+
+
+def test_steps_beside_those_in_float():
+    rows = [{"backend": "torch", "float": 100.0, "moving": 151.0, "learned": 180.0}]
+    page = training_steps.markdown("resnet_test", rows)
+    assert "| torch | 100.0 | 151.0 | 180.0 | 1.51 | 1.80 |" in page
 
 
 def test_the_table_of_kinds_of_operators():

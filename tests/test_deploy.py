@@ -365,9 +365,10 @@ def test_missing_package_is_named(package, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_import_is_light():
+def test_importing_and_fusing_are_light():
     code = (
-        "import sys, keras_convnets.deploy; "
+        "import sys, keras_convnets.deploy; from keras_convnets.graph import fuse; "
+        "fuse(keras_convnets.create_model('convnext_test', weights=None, input_shape=(32, 32, 3)));"
         "print([m for m in ('tensorflow', 'jax', 'torch', 'ai_edge_litert') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import keras
 
 from keras_convnets.graph import flatten
-from keras_convnets.quiet import silenced_stderr
+from keras_convnets.graph.rewrite import tensorflow_left_out
 
 
 def on_tensorflow(work: Callable, model: keras.Model, **arguments):
@@ -36,7 +36,7 @@ def on_tensorflow(work: Callable, model: keras.Model, **arguments):
     with tempfile.TemporaryDirectory() as folder:
         job = Path(folder)
         flat = flatten(model)  # free of blocks of the user's own, which the child could not load
-        with silenced_stderr():  # Keras imports TensorFlow for saving, on every backend
+        with tensorflow_left_out():
             flat.save(job / "model.keras")
         (job / "work").write_bytes(pickle.dumps((work, arguments)))
         child = subprocess.run(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 
 import keras
 import numpy as np
 from keras.src.backend.common import global_state
+from keras.src.utils import module_utils
 
 from keras_convnets.layers.block import opening
 
@@ -140,6 +142,20 @@ def without_allocation() -> Iterator[None]:
         global_state.set_global_attribute("uninitialized_variables", pending)
 
 
+@contextlib.contextmanager
+def tensorflow_left_out() -> Iterator[None]:
+    """Layers inside are copied without TensorFlow, unless somebody uses it already. Keras imports
+    it, which takes seconds, to ask whether an argument of a layer is one of its types."""
+    unknown = module_utils.tensorflow._available is None and "tensorflow" not in sys.modules
+    if unknown:
+        module_utils.tensorflow._available = False
+    try:
+        yield
+    finally:
+        if unknown:
+            module_utils.tensorflow._available = None
+
+
 def _rerun(graph, choose, follow=lambda tensor, new: new, input_shape=None):
     """The graph on new inputs, each node computed by `choose(node)`."""
 
@@ -210,10 +226,11 @@ def leaf_graph(
     """
     inputs, outputs = _ends(model)
     if _is_given(model) and input_shape is None and not any(map(expand, model.operations)):
-        yield model
+        with tensorflow_left_out():
+            yield model
         return
     _check_variables(model)
-    with _borrowed(model) as name_sublayers:
+    with _borrowed(model) as name_sublayers, tensorflow_left_out():
 
         @functools.cache  # of a layer that is called twice
         def stand_in(operation):
