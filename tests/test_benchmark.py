@@ -9,7 +9,7 @@ import keras
 import pytest
 from test_cli import fails
 
-from benchmarks import profiles, quantization, tables, tfmot, training_steps
+from benchmarks import conversion, profiles, quantization, tables, tfmot, training_steps
 from keras_convnets import cli
 from keras_convnets.benchmark import LIBRARIES, Library, Row, Settings, Table, command, measure
 from keras_convnets.benchmark.contenders import OURS, contenders
@@ -257,6 +257,20 @@ def test_the_table_beside_tfmot(tmp_path):
     assert tfmot.keeps_up(rows)
     for worse in ({"trained": 98.1}, {"bytes": 102}, {"milliseconds": 0.11}, {"xnnpack": 0.03}):
         assert not tfmot.keeps_up([rows[0] | worse, rows[1]])
+
+
+def test_conversions_that_are_too_slow_or_too_large():
+    row = {
+        "model": "mobilenetv2_100",
+        "file MB": 14.0,
+        "seconds": 9.0,
+        "GB before": 1,
+        "peak GB": 2,
+    }
+    assert not conversion.misses(row)
+    assert conversion.misses(row | {"seconds": 21.0})
+    assert not conversion.misses(row | {"model": "resnet50", "seconds": 21.0})
+    assert conversion.misses(row | {"peak GB": 3.1})
 
 
 def test_steps_beside_those_in_float():
