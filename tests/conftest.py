@@ -1,9 +1,13 @@
 """Settings that every test shares; the backend is the one that KERAS_BACKEND names."""
 
+import functools
 import gc
+import inspect
 import os
 import random
 import sys
+import typing
+import weakref
 import zlib
 
 import numpy as np
@@ -32,6 +36,34 @@ sys.modules["triton"] = None
 gc.set_threshold(20_000, 20, 100)
 _collect_all = gc.collect
 gc.collect = lambda generation=1: _collect_all(generation)
+
+# What follows from a class or function alone, and what Python 3.11 and Keras find out again for
+# each layer that is made: an eighth of the time of building a model.
+typing._get_protocol_attrs = functools.cache(typing._get_protocol_attrs)
+
+
+def _once(describe):
+    """`inspect.signature` and its like, asked once for each function."""
+    of_functions, of_methods = weakref.WeakKeyDictionary(), weakref.WeakKeyDictionary()
+
+    def described(subject, *others, **options):
+        if others or options:
+            return describe(subject, *others, **options)
+        function = getattr(subject, "__func__", None)
+        known = of_functions if function is None else of_methods
+        key = subject if function is None else function
+        try:
+            if key not in known:
+                known[key] = describe(subject)
+        except TypeError:  # cannot be a key, or has no signature
+            return describe(subject)
+        return known[key]
+
+    return described
+
+
+inspect.signature = _once(inspect.signature)
+inspect.getfullargspec = _once(inspect.getfullargspec)
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,7 @@ from keras_convnets.ops.fake_quant import (
     extremes,
     fake_quant,
     fake_quant_symmetric,
+    follow,
     learned_fake_quant,
 )
 
@@ -101,9 +102,8 @@ class FakeQuant(Direct, layers.Layer):
         if self.symmetric:
             highest = ops.maximum(-lowest, highest)
             lowest = -highest
-        for edge, extreme in zip((self.minimum, self.maximum), (lowest, highest)):
-            before = ops.convert_to_tensor(edge)  # numbers of the backend, quicker than variables
-            edge.assign(self.momentum * before + (1 - self.momentum) * extreme)
+        follow(self.minimum, lowest, self.momentum)
+        follow(self.maximum, highest, self.momentum)
 
     def compute_output_shape(self, input_shape):
         return input_shape
@@ -138,7 +138,7 @@ class LearnedFakeQuant(FakeQuant):
 
     def limits(self) -> tuple[float, float]:
         """Smallest and largest number that is not clipped."""
-        stretch = float(ops.exp(self.log_stretch))
+        stretch = float(ops.stop_gradient(ops.exp(self.log_stretch)))
         return float(self.minimum) * stretch, float(self.maximum) * stretch
 
     def call(self, x, training=False, observe=True):
@@ -167,10 +167,7 @@ def fake_quant_kernel(kernel, bits: int, depthwise: bool = False):
     `kernel`: `(..., channels)`, or `(height, width, channels, 1)` of a depthwise convolution.
     """
     axis = len(kernel.shape) - (2 if depthwise else 1)
-    others = tuple(i for i in range(len(kernel.shape)) if i != axis)
-    channels = ops.max(ops.abs(ops.stop_gradient(kernel)), axis=others, keepdims=True)
-    least = ops.maximum(LEAST_SHARE * ops.max(channels), LEAST_RANGE)
-    return fake_quant_symmetric(kernel, ops.maximum(channels, least), bits, axis)
+    return fake_quant_symmetric(kernel, axis, bits, LEAST_SHARE, LEAST_RANGE)
 
 
 def kernel_scales(kernel: np.ndarray, bits: int, depthwise: bool = False) -> np.ndarray:

@@ -2,24 +2,43 @@
 
 import numpy as np
 import torch
+from keras import Variable
 
 
 def fake_quant(x, minimum, maximum, bits, narrow_range):
-    lowest, highest = int(narrow_range), 2**bits - 1
-    width = (maximum - minimum).detach()
-    step, inverse = width / (highest - lowest), (highest - lowest) / width
-    zero = torch.round(torch.clamp(lowest - minimum.detach() / step, lowest, highest))
-    edges = (lowest - zero) * step, (highest - zero) * step, step, inverse
+    x, minimum, maximum = (v.value if isinstance(v, Variable) else v for v in (x, minimum, maximum))
+    minimum, maximum = minimum.detach(), maximum.detach()
     if minimum.ndim == 0 and minimum.device.type == "cpu":
         # Numbers that are known without waiting are quicker than tensors of one.
-        return RoundToSteps.apply(x, *(edge.item() for edge in edges))
-    return RoundToSteps.apply(x, *edges)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            edges = _edges(np, np.float32(minimum), np.float32(maximum), bits, narrow_range)
+        return RoundToSteps.apply(x, *map(float, edges))
+    return RoundToSteps.apply(x, *_edges(torch, minimum, maximum, bits, narrow_range))
 
 
-def fake_quant_symmetric(x, reach, bits):
-    """x of at most `reach`, without the lowest number: nothing to clip, so the gradient passes."""
+def _edges(library, minimum, maximum, bits, narrow_range):
+    """Smallest and largest value after zero has been moved onto a step, the step and 1 over it."""
+    lowest, highest = int(narrow_range), 2**bits - 1
+    width = maximum - minimum
+    step, inverse = width / (highest - lowest), (highest - lowest) / width
+    zero = library.round(library.clip(lowest - minimum / step, lowest, highest))
+    return (lowest - zero) * step, (highest - zero) * step, step, inverse
+
+
+def fake_quant_symmetric(x, axis, bits, least_share, least_range):
+    """x rounded per channel, without the lowest number: nothing to clip, so the gradient passes."""
+    x = x.value if isinstance(x, Variable) else x
+    others = [i for i in range(x.ndim) if i != axis]
+    channels = x.detach().abs().amax(others, keepdim=True)
+    reach = torch.maximum(channels, (least_share * channels.max()).clamp(min=least_range))
     most = 2 ** (bits - 1) - 1
     return _RoundThrough.apply(x, reach / most, most / reach)
+
+
+def follow(variable, value, momentum):
+    """A step of a moving average."""
+    with torch.no_grad():
+        variable.value.lerp_(value, 1 - momentum)
 
 
 def learned_fake_quant(x, step, below, above):

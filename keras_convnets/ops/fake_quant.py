@@ -24,30 +24,41 @@ def fake_quant(
     if keras.backend.backend() == "torch":
         from keras_convnets.ops import _fake_quant_torch
 
-        x, minimum, maximum = map(ops.convert_to_tensor, (x, minimum, maximum))
         return _fake_quant_torch.fake_quant(x, minimum, maximum, bits, narrow_range)
     axis = -1 if per_channel else None
     return fake_quant_with_min_max_vars(x, minimum, maximum, bits, narrow_range, axis)
 
 
-def fake_quant_symmetric(x, reach, bits: int, axis: int):
+def fake_quant_symmetric(x, axis: int, bits: int, least_share: float, least_range: float):
     """x rounded per channel to whole steps, as many to both sides of zero: without the lowest
     number of an integer of `bits`. The gradient is passed through.
 
     Args:
         x: tensor of any shape.
-        reach: the largest number of each channel or more, of size 1 along the other axes.
-        bits: 2 to 16.
         axis: of the channels.
+        bits: 2 to 16.
+        least_share, least_range: a channel has at least this share of the widest channel's range,
+            and at least this range.
     """
     if keras.backend.backend() == "torch":
         from keras_convnets.ops import _fake_quant_torch
 
-        return _fake_quant_torch.fake_quant_symmetric(ops.convert_to_tensor(x), reach, bits)
-    reach = ops.reshape(reach, (-1,))
+        return _fake_quant_torch.fake_quant_symmetric(x, axis, bits, least_share, least_range)
     x = ops.moveaxis(x, axis, -1)
+    channels = ops.max(ops.abs(ops.stop_gradient(x)), axis=tuple(range(len(x.shape) - 1)))
+    reach = ops.maximum(channels, ops.maximum(least_share * ops.max(channels), least_range))
     y = fake_quant(x, -reach, reach, bits, narrow_range=True, per_channel=True)
     return ops.moveaxis(y, -1, axis)
+
+
+def follow(variable: keras.Variable, value, momentum: float) -> None:
+    """A step of a moving average towards a value."""
+    if keras.backend.backend() == "torch":
+        from keras_convnets.ops import _fake_quant_torch
+
+        _fake_quant_torch.follow(variable, value, momentum)
+    else:
+        variable.assign(momentum * variable + (1 - momentum) * value)
 
 
 def learned_fake_quant(x, step, below, above):
