@@ -74,13 +74,16 @@ def test_the_notebook_of_quantization_aware_training(tmp_path, monkeypatch):
     for cell in notebook.cells:
         for words, fewer in shorter.items() if cell.cell_type == "code" else ():
             cell.source = cell.source.replace(words, fewer)
-    notebook.cells.append(nbformat.v4.new_code_cell("print(len(images), list(accuracy), steps)"))
+    apart = "(np.abs(scores - expected).max(-1) > 1.01 / 256).mean()"
+    source = f"print(len(images), list(accuracy), {apart})"
+    notebook.cells.append(nbformat.v4.new_code_cell(source))
     NotebookClient(notebook, timeout=600, kernel_name="python3").execute(
         cwd=tmp_path, env={**os.environ}
     )
     line = notebook.cells[-1].outputs[0].text.strip()
     start = "400 ['float', '8 bits', '4 bits', '4 bits, trained', '4 and 8 bits'] "
-    assert line.startswith(start) and float(line.removeprefix(start)) < 8
+    # Of the images, whose pixels may lie between two integers; all others' scores are equal.
+    assert line.startswith(start) and float(line.removeprefix(start)) < 0.05
     assert not list(tmp_path.iterdir())
 
 
