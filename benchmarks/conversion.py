@@ -37,9 +37,25 @@ def main() -> int:
         print(*measure(options.models[0]))
         return 0
     rows = [row_of(name) for name in options.models]
-    print(tables.plain(rows))
-    tables.write(options.out / "conversion.csv", rows, tables.plain(rows))
+    print(markdown(rows))
+    tables.write(options.out / "conversion.csv", rows, markdown(rows))
     return 1 if any(map(misses, rows)) else 0
+
+
+def markdown(rows: list[dict]) -> str:
+    """The table and what it says."""
+    return "\n".join(
+        [
+            "# Conversion to LiteRT",
+            "",
+            "`export_litert` in float32, 224x224, each model in a process of its own, made by",
+            "`python -m benchmarks.conversion`. The peak is that of the whole process: Python with",
+            "TensorFlow, the model (`GB before`), the conversion, and the check of the file.",
+            tables.machine(),
+            "",
+            tables.plain(rows),
+        ]
+    )
 
 
 def misses(row: dict) -> bool:

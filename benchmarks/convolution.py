@@ -148,7 +148,7 @@ def markdown(rows):
     lines = [
         "Standard convolutions and ConvFirst blocks, float32, batch 1, one thread: ms, and MB that",
         "the process grows by. Medians, taking turns.",
-        depthwise.machine(),
+        tables.machine(),
         "",
         "Where an option is at least 5% faster than the backend's own:",
         "",

@@ -341,7 +341,7 @@ def markdown(rows):
         "Operators against their plain definitions in keras.ops, float32, one thread: ms of the",
         "definition / ours, and MB that the process grows by. Medians, taking turns; batch 2, with",
         "kernels per example 4. TensorFlow keeps the memory that it frees, so its figures are low.",
-        depthwise.machine(),
+        tables.machine(),
     ]
     for name in ("forward", "forward+backward"):
         lines += ["", f"## {name}", "", f"| operator | {' | '.join(platforms)} |"]

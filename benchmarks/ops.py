@@ -10,11 +10,9 @@ and medians count, so that a busy machine slows all alike.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import math
 import os
-import platform as host
 import statistics
 import subprocess
 import sys
@@ -324,7 +322,7 @@ def markdown(rows):
     lines = [
         f"Depthwise convolution, float32, batch {BATCH}, {THREADS} threads, ms: Keras' own",
         "operator / ours. Medians, taking turns.",
-        machine(),
+        tables.machine(),
         "",
         "Speed-up over Keras' own, geometric mean (least):",
         "",
@@ -356,20 +354,6 @@ def markdown(rows):
                 line = " | ".join(cells[side, kernel, p] for p in platforms)
                 lines.append(f"| {side}x{side}x{channels} | {kernel} | {line} |")
     return "\n".join(lines) + "\n"
-
-
-def machine():
-    return (
-        f"{processor()}, {os.cpu_count()} cores, {host.system()}, "
-        f"Python {host.python_version()}, {datetime.date.today()}."
-    )
-
-
-def processor():
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return host.processor()
 
 
 def plot(rows, path):

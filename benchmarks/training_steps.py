@@ -97,6 +97,7 @@ def markdown(model: str, rows: list[dict]) -> str:
         f"Milliseconds of a training step of {model}, {BATCH} images of {SIZE}x{SIZE}, compiled:",
         "in float, and quantized with ranges that are averaged (`moving`) or learned. Medians of",
         "turns taken in one process, made by `python -m benchmarks.training_steps`.",
+        tables.machine(),
         "",
         "| backend | float | moving | learned | moving / float | learned / float |",
         "|---|---|---|---|---|---|",
