@@ -96,6 +96,24 @@ def test_large_models_are_converted_other_ways_to_the_same_file(tmp_path, monkey
         np.testing.assert_array_equal(have, want)
 
 
+@converts_itself
+def test_products_of_one_map_stay_two(tmp_path, monkeypatch):
+    image = keras.Input((8, 8, 3))
+    both = [keras.layers.Conv2D(16, 3, name=name)(image) for name in ("a", "a_1")]
+    x = keras.layers.Concatenate()([keras.layers.ReLU()(both[0]), both[1]])
+    x = keras.layers.Add()([keras.layers.Dense(32, name=name)(x) for name in ("b", "c")])
+    model = keras.Model(image, x)
+    monkeypatch.setattr(convert, "FEW_PARAMETERS", 0)
+    monkeypatch.setattr(convert, "LARGE_KERNEL", 400)
+    made = []
+    monkeypatch.setattr(convert, "_filled", recorded(convert._filled, made))
+    path = export_litert(model, tmp_path / "model.tflite")
+    assert made[0][1] is not None
+    x = images(2, (8, 8, 3))
+    (have,), want = LiteRTModel(path).predict(x), expected(model, x)
+    assert np.abs(have - want).max() <= 1e-5 * np.abs(want).max()
+
+
 def recorded(function, results):
     """The function, which also writes down its first argument and its result."""
 

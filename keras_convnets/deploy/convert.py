@@ -22,8 +22,9 @@ from keras_convnets.quiet import silenced_stderr
 
 # Of more parameters than this, a SavedModel has variables and a file gets its kernels last.
 FEW_PARAMETERS = 5_000_000
-# What stands for each number of a kernel of at least so many until then.
-PLACEHOLDER = 1.5
+# What stands for each number of a kernel of at least so many until then, and by how much it grows
+# from one to the next of equal shape that read the same map.
+PLACEHOLDER, APART = 1.5, 0.125
 LARGE_KERNEL = 4096
 # The axes of kernels in a file by those of Keras; depthwise ones are `(height, width, channels, 1)`
 # there, and `(1, height, width, channels)` in the file.
@@ -80,7 +81,7 @@ def save_static(lowered: keras.Model, normalise: Callable | None, folder: str) -
     import tensorflow as tf
 
     if lowered.count_params() <= FEW_PARAMETERS:
-        _save(_with_constants(lowered), lowered, normalise, folder)
+        _save(_with_constants(lowered, {}), lowered, normalise, folder)
     else:
         module = tf.Module()
         module.variables_of_layers = [variable.value for variable in lowered.variables]
@@ -104,15 +105,15 @@ def _save(compute, lowered, normalise, folder, module=None):
         tf.saved_model.save(module or tf.Module(), folder, signature, options)
 
 
-def _with_constants(lowered, later=frozenset()):
+def _with_constants(lowered, placeholders: Mapping[str, float]):
     """The model as a function with its weights inside, which converts in half the time; but they
-    are held several times over. Variables whose paths are in `later` have placeholders."""
+    are held several times over. `placeholders`: numbers that stand for variables, by their path."""
     import tensorflow as tf
 
     kinds = (lowered.trainable_variables, lowered.non_trainable_variables)
     weights = [
         [
-            PLACEHOLDER if variable.path in later else keras.ops.convert_to_numpy(variable)
+            placeholders.get(variable.path) or keras.ops.convert_to_numpy(variable)
             for variable in kind
         ]
         for kind in kinds
@@ -135,26 +136,33 @@ def _with_kernels_last(lowered, normalise, name):
     The converter holds what a file has six to eight times over. Kernels of one number and equal
     shapes are one constant to it: memory for the others is not needed until they are filled in.
     """
-    large = _large_kernels(lowered)
-    if not large:
+    placeholders = _placeholders(lowered)
+    if not placeholders:
         return None
     with tempfile.TemporaryDirectory() as folder:
-        compute = _with_constants(lowered, {layer.kernel.path for layer in large})
-        _save(compute, lowered, normalise, folder)
+        numbers = {layer.kernel.path: number for layer, number in placeholders.items()}
+        _save(_with_constants(lowered, numbers), lowered, normalise, folder)
         content = run_converter(converter_of(folder), name)
-    return _filled(content, {layer.name: layer.kernel for layer in large})
+    return _filled(content, {layer.name: layer.kernel for layer in placeholders})
 
 
-def _large_kernels(lowered):
-    """The convolutions and dense layers with a large kernel that are called once."""
-    calls = Counter(node.operation for node in graph_nodes(lowered))
-    return [
-        layer
-        for layer, count in calls.items()
-        if type(layer) in (*CONV2D, *DENSE, DepthwiseConv2D)
-        and count == 1
-        and np.prod(layer.kernel.shape) >= LARGE_KERNEL
-    ]
+def _placeholders(lowered):
+    """{convolution or dense layer with a large kernel, called once: what stands for its numbers}
+
+    The converter makes one of two products of a map with equal kernels, so theirs are not equal.
+    """
+    nodes = graph_nodes(lowered)
+    calls = Counter(node.operation for node in nodes)
+    beside, numbers = Counter(), {}
+    for node in nodes:
+        layer = node.operation
+        if type(layer) in (*CONV2D, *DENSE, DepthwiseConv2D) and calls[layer] == 1:
+            shape = tuple(layer.kernel.shape)
+            if math.prod(shape) >= LARGE_KERNEL:
+                key = (id(node.input_tensors[0]), shape)
+                numbers[layer] = PLACEHOLDER + APART * beside[key]
+                beside[key] += 1
+    return numbers
 
 
 def _filled(content, kernels: Mapping[str, keras.Variable]):
@@ -215,7 +223,11 @@ def _filled(content, kernels: Mapping[str, keras.Variable]):
 
 def _is_placeholder(model, tensor):
     data = model.buffers[tensor.buffer].data
-    return data is not None and len(data) and bool((data.view("float32") == PLACEHOLDER).all())
+    if data is None or not len(data):
+        return False
+    values = data.view("float32")
+    first = values[0]
+    return first >= PLACEHOLDER and first % APART == 0 and bool((values == first).all())
 
 
 def _owners(names: Mapping[int, str], layers: Collection[str]) -> dict[int, str] | None:
