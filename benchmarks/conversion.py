@@ -10,15 +10,14 @@ than 20 seconds or any model more than 3 GB.
 from __future__ import annotations
 
 import argparse
-import os
 import resource
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 from benchmarks import tables
+from benchmarks.child import answer_of
 
 MODELS = ("mobilenetv2_100", "resnet50", "convnext_tiny", "convnext_base")
 MOST_SECONDS = {"mobilenetv2_100": 20}
@@ -66,15 +65,8 @@ def misses(row: dict) -> bool:
 
 def row_of(name: str) -> dict:
     """What `measure` gives in a process of its own."""
-    child = subprocess.run(
-        [sys.executable, "-m", "benchmarks.conversion", name, "--child"],
-        env={**os.environ, "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"},
-        capture_output=True,
-        text=True,
-    )
-    if child.returncode:
-        raise SystemExit(child.stderr[-2000:])
-    megabytes, seconds, before, peak = map(float, child.stdout.splitlines()[-1].split())
+    answer = answer_of("conversion", name, "--child", backend="tensorflow")
+    megabytes, seconds, before, peak = map(float, answer.split())
     return {
         "model": name,
         "file MB": megabytes,

@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
-import subprocess
 import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
 
 from benchmarks import tables
+from benchmarks.child import answer_of
 
 MODELS = ("efficientnet_b0", "mobilenetv3_large_100", "mobilenetv2_100", "resnet50")
 SIZE = 224
@@ -72,22 +71,9 @@ def main() -> int:
 
 def in_child(column: str, model: str, batch: int) -> dict[str, float]:
     """Milliseconds by the operator's name."""
-    environment = {
-        **os.environ,
-        "KERAS_BACKEND": COLUMNS[column][0],
-        "OMP_NUM_THREADS": "2",
-        "TF_CPP_MIN_LOG_LEVEL": "2",
-    }
-    command = [sys.executable, "-m", "benchmarks.profiles", model]
-    child = subprocess.run(
-        [*command, "--batch", str(batch), "--child", column],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    if child.returncode:
-        raise SystemExit(child.stderr[-2000:])
-    return json.loads(child.stdout.splitlines()[-1])
+    arguments = [model, "--batch", str(batch), "--child", column]
+    backend = COLUMNS[column][0]
+    return json.loads(answer_of("profiles", *arguments, backend=backend, OMP_NUM_THREADS="2"))
 
 
 def table(model: str, batch: int, found: dict[str, dict[str, float]]) -> list[str]:

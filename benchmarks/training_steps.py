@@ -10,14 +10,13 @@ ranges takes more than 1.6 of the float step.
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 from benchmarks import tables
+from benchmarks.child import answer_of
 
 BACKENDS = ("tensorflow", "jax", "torch")
 KINDS = ("float", "moving", "learned")
@@ -47,17 +46,9 @@ def main() -> int:
 
 def row_of(backend: str, options: argparse.Namespace) -> dict:
     """Milliseconds of a step by kind, measured in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.training_steps", options.model]
-    child = subprocess.run(
-        [*command, "--rounds", str(options.rounds), "--child"],
-        env={**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"},
-        capture_output=True,
-        text=True,
-    )
-    if child.returncode:
-        raise SystemExit(child.stderr[-2000:])
-    times = map(float, child.stdout.splitlines()[-1].split())
-    return {"backend": backend, **dict(zip(KINDS, times))}
+    arguments = [options.model, "--rounds", str(options.rounds), "--child"]
+    answer = answer_of("training_steps", *arguments, backend=backend)
+    return {"backend": backend, **dict(zip(KINDS, map(float, answer.split())))}
 
 
 def measure(name: str, rounds: int) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import subprocess
@@ -31,7 +32,9 @@ def on_tensorflow(work: Callable, model: keras.Model, **arguments):
             loaded again.
     """
     if keras.backend.backend() == "tensorflow":
-        return work(model, **arguments)
+        result = work(model, **arguments)
+        gc.collect()  # of copies of the model, which are cycles
+        return result
     environment = {"KERAS_BACKEND": "tensorflow", "CUDA_VISIBLE_DEVICES": "-1"}
     with tempfile.TemporaryDirectory() as folder:
         job = Path(folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import tempfile
 from collections.abc import Sequence
@@ -104,7 +103,6 @@ def export_litert(
             metadata=metadata,
             integer_only=integer_only,
         )
-        gc.collect()  # of the lowered copy
         if isinstance(content, ValueError):
             raise content
         return content
