@@ -22,8 +22,9 @@ Written by `python docs/generate.py`. Parameters and multiply-accumulates (MACs)
 model with its classifier at the given input size, and equal the reference implementation's, which
 the tests check. Top-1 is what the source of the default checkpoint publishes for ImageNet-1k, in
 percent; other checkpoints are listed by `keras-convnets info NAME`. Targets: `int8` means that the
-LiteRT file can be int8 throughout, `mixed int8` that products are and what lies between them is
-float; `mcu` that TensorFlow Lite Micro has all the operators, whether or not they fit a board.
+LiteRT file can be int8 throughout, `mixed int8` that products are, and what lies between them
+where that saves time; `mcu` that TensorFlow Lite Micro has all the operators, whether or not they
+fit a board.
 """
 COLUMNS = ("model", "input", "parameters (M)", "MACs (G)", "top-1", "licence", "targets")
 

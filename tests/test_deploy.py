@@ -156,6 +156,23 @@ def test_int8_file_agrees_with_the_model(name, tmp_path):
 
 
 @converts_itself
+def test_what_lies_between_products_is_in_integers_unless_it_costs(tmp_path):
+    """GELU would stand between two conversions. Sums and LayerNormalization stay in float."""
+    image = keras.Input((16, 16, 8))
+    y = keras.layers.LayerNormalization(epsilon=1e-6)(image)
+    y = keras.layers.Conv2D(16, 1)(y)
+    y = keras.activations.gelu(y)
+    y = keras.layers.Conv2D(8, 1)(y)
+    model = keras.Model(image, keras.layers.Add()([image, y]))
+    x = images(8, (16, 16, 8))
+    file = LiteRTFile(path := export_litert(model, tmp_path / "between.tflite", "int8", x))
+    types = {step.kind: file.tensors[step.outputs[0]].dtype for step in file.steps}
+    assert (types["GELU"], types["CONV_2D"], types["ADD"]) == ("int8", "int8", "float32")
+    assert file.operators()["QUANTIZE"] == file.operators()["DEQUANTIZE"] == 1
+    assert cosine(LiteRTModel(path).predict(x)[0], expected(model, x)) > 0.999
+
+
+@converts_itself
 def test_integers_only_where_they_are_asked_for(tmp_path):
     model, x = model_of("convnext_test"), images()
     path = export_litert(model, tmp_path / "model.tflite", "int8", x, integer_only=True)

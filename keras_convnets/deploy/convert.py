@@ -92,13 +92,17 @@ def save_static(lowered: keras.Model, normalise: Callable | None, folder: str) -
 def _save(compute, lowered, normalise, folder, module=None):
     import tensorflow as tf
 
+    from keras_convnets.ops._depthwise_tensorflow import maps_padded
+
     def serve(image):
         outputs = compute(normalise(image) if normalise else image)
         return {f"output{i}": y for i, y in enumerate(keras.tree.flatten(outputs))}
 
     spec = tf.TensorSpec((1, *lowered.inputs[0].shape[1:]), "float32", name="image")
     # As an attribute of the module it would be traced and saved once more.
-    signature = tf.function(serve, autograph=False, input_signature=[spec]).get_concrete_function()
+    function = tf.function(serve, autograph=False, input_signature=[spec])
+    with maps_padded():
+        signature = function.get_concrete_function()
     # The gradients of operators such as SiLU are of no use in a file, and take a tenth of the time.
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     with silenced_stderr():

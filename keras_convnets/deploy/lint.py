@@ -215,8 +215,11 @@ def _find_litert(function, shape, target, ends):
         convert_variables_to_constants_v2,
     )
 
+    from keras_convnets.ops._depthwise_tensorflow import maps_padded
+
     spec = tf.TensorSpec((1, *shape), "float32")
-    concrete = tf.function(function, autograph=False).get_concrete_function(spec)
+    with maps_padded():
+        concrete = tf.function(function, autograph=False).get_concrete_function(spec)
     frozen = convert_variables_to_constants_v2(concrete)
     file = _file(frozen, shape, int8=False)
     lacking = [step.kind != step.kind.upper() for step in file.steps]  # builtins are in capitals

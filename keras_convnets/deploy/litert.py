@@ -88,7 +88,7 @@ def export_litert(
         ValueError: for a model or calibration images that cannot be exported, an unknown form, a
             path that cannot be written, operators that LiteRT lacks, or an export that disagrees
             with the model. There is no file then, and an older one is unchanged.
-        ImportError: if tensorflow, ai-edge-litert or ai-edge-quantizer is not installed.
+        ImportError: if tensorflow, ai-edge-litert, ai-edge-quantizer or networkx is not installed.
     """
     if integer_only and quantize != "int8":
         raise ValueError(f"integer_only=True is for quantize='int8', not for {quantize!r}.")
@@ -170,7 +170,8 @@ def _checked(model, forms, calibration, labels, preprocessing):
         _check_form(form, calibration, metadata)
     if calibration is not None:
         calibration = check_calibration(calibration, model, preprocessing)
-    check_packages("LiteRT", INSTALL, "tensorflow", "ai_edge_litert", "ai_edge_quantizer")
+    needed = ("tensorflow", "ai_edge_litert", "ai_edge_quantizer", "networkx")
+    check_packages("LiteRT", INSTALL, *needed)
     return calibration, metadata
 
 

@@ -98,9 +98,11 @@ def translate(function: Callable, shape: tuple[int, ...], opset: int):
     import tensorflow as tf
     import tf2onnx
 
+    from keras_convnets.ops._depthwise_tensorflow import maps_padded
+
     spec = tf.TensorSpec((None, *shape), "float32", name="image")
     function = tf.function(function, input_signature=[spec], autograph=False)
-    with silenced_stderr():
+    with silenced_stderr(), maps_padded():
         proto, _ = tf2onnx.convert.from_function(
             function, [spec], opset=opset, custom_op_handlers={"Erfc": (_erfc, [])}
         )

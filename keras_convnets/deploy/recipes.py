@@ -4,12 +4,14 @@ ai-edge-quantizer, operator by operator."""
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Collection
 
 import numpy as np
 
 from keras_convnets.deploy.inspect import LiteRTFile
+from keras_convnets.deploy.regions import in_int8
 from keras_convnets.quiet import silenced_stderr
 
 PRODUCTS = ("CONV_2D", "FULLY_CONNECTED")
@@ -41,6 +43,9 @@ INT8_OPERATORS = {
 # Five to forty times slower in int8 than in float, where they are islands: to float and back costs
 # about as much as the operator. See benchmarks/results/litert_operators.md.
 FLOAT_OPERATORS = {"AVERAGE_POOL_2D", "HARD_SWISH", "RELU", "RELU6", "SOFTMAX"}
+# What sums and means lose in int8 where branches of unequal ranges meet, a network that is partly
+# in float need not lose.
+LOSSY_OPERATORS = {"ADD", "MEAN", "SUB"}
 FEW_VALUES = 5_000  # take 20 microseconds at most, in any form
 
 ACTIVATION_BITS = {"int8": 8, "int16x8": 16}
@@ -65,47 +70,62 @@ def _is_small(file, step):
     return math.prod(file.tensors[step.outputs[0]].shape) < FEW_VALUES
 
 
-def _to_quantize(content, form):
-    """The operators of a file to quantize. With anything that phones do not run in integers, a
-    LayerNorm say, these are the products only: all else would lose more at the borders between
-    integers and floats than it gains."""
-    from ai_edge_quantizer.qtyping import TFLOperationName
-
-    operators = set(LiteRTFile(content).operators())
-    if form == "int4" or not serves_in_integers(operators):
-        return PRODUCTS
-    if form == "int16x8":
-        return ("*",)
-    return sorted(operators & INT8_OPERATORS & {name.value for name in TFLOperationName})
-
-
 def quantize_file(content: bytes, form: str, images: np.ndarray | None) -> bytes:
     """A quantized .tflite file from one in float32.
 
     Args:
         content: of a file with one input.
-        form: `"int8"` or `"int16x8"`, of convolutions and dense layers only if the file has other
-            operators than `INT8_OPERATORS` and `FLOAT_OPERATORS`; or `"int4"`, of their weights.
+        form: `"int8"` or `"int16x8"`; if the file has other operators than `INT8_OPERATORS` and
+            `FLOAT_OPERATORS`, of convolutions and dense layers only, in `"int8"` also of what
+            saves time between them (`regions.in_int8`); or `"int4"`, of their weights.
         images: what the input takes, `(count, height, width, channels)`; for `"int4"` not used.
 
     Raises:
-        ImportError: if ai-edge-quantizer is not installed.
+        ImportError: if ai-edge-quantizer or networkx is not installed.
     """
     from ai_edge_quantizer.quantizer import Quantizer
     from ai_edge_quantizer.recipe_manager import RecipeManager
 
     recipe = RecipeManager()
-    for operator in _to_quantize(content, form):
+    for name, operator in _to_quantize(content, form):
         if form == "int4":
-            recipe.add_weight_only_config(".*", operator, num_bits=4)
+            recipe.add_weight_only_config(name, operator, num_bits=4)
         else:
-            recipe.add_static_config(".*", operator, ACTIVATION_BITS[form], weight_num_bits=8)
+            recipe.add_static_config(name, operator, ACTIVATION_BITS[form], weight_num_bits=8)
     with silenced_stderr(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         quantizer = Quantizer(content, recipe.get_quantization_recipe())
         ranges = _named_ranges(content, images) if form in ACTIVATION_BITS else None
         result = quantizer.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
     return bytes(result.quantized_model)
+
+
+def _to_quantize(content, form):
+    """The operators of a file to quantize, as regular expressions of their outputs' names and
+    kinds. With anything that phones do not run in integers, a LayerNorm say, these are the
+    products, and what saves conversions between them."""
+    from ai_edge_quantizer.qtyping import TFLOperationName
+
+    file, known = LiteRTFile(content), {name.value for name in TFLOperationName}
+    products = [(".*", kind) for kind in PRODUCTS]
+    if form == "int4":
+        return products
+    if serves_in_integers(file.operators()):
+        kinds = (
+            ("*",) if form == "int16x8" else sorted({*file.operators()} & INT8_OPERATORS & known)
+        )
+        return [(".*", kind) for kind in kinds]
+    if form == "int16x8":
+        return products
+    found = [
+        file.steps[i] for i in in_int8(file, PRODUCTS, (INT8_OPERATORS - LOSSY_OPERATORS) & known)
+    ]
+    return products + [(_name(file, step), step.kind) for step in found]
+
+
+def _name(file, step):
+    names = "".join(f"{file.tensors[index].name};" for index in step.outputs)
+    return f"^{re.escape(names)}$"
 
 
 def quantize_throughout(content: bytes, images: np.ndarray, ends: str) -> bytes:

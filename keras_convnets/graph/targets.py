@@ -40,7 +40,7 @@ NOT_MICRO_KINDS = {"Gelu", "gelu"}
 
 def targets(model: keras.Model) -> list[str]:
     """The forms that suit a model, of `"float"`, `"int8"` (throughout), `"mixed int8"` (products
-    only), `"mcu"` and `"onnx"`.
+    and what saves time between them), `"mcu"` and `"onnx"`.
 
     Whether a microcontroller has the memory is another matter, see `deploy.export_micro`.
 

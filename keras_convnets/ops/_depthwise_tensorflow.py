@@ -1,5 +1,8 @@
 """Depthwise convolution on TensorFlow."""
 
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import tensorflow as tf
 from tensorflow.python.ops.control_flow_util import GraphOrParentsInXlaContext
 
@@ -7,6 +10,8 @@ from keras_convnets.ops import _depthwise_routes as routes
 from keras_convnets.ops._dispatch import Plan, plan
 from keras_convnets.ops._geometry import windows, zeros_around
 from keras_convnets.ops.depthwise import reference
+
+_MAPS_ARE_PADDED = ContextVar("maps_are_padded", default=False)
 
 
 @tf.autograph.experimental.do_not_convert  # no control flow to convert, and seconds to save
@@ -64,24 +69,55 @@ def native(x, kernel, strides, padding, dilation_rate):
     (sy, sx), kernel_size = strides, kernel.shape[:2]
     sizes = [size or tf.shape(x)[axis] for axis, size in enumerate(x.shape)][1:3]
     zeros = zeros_around(sizes, kernel_size, strides, padding, dilation_rate)
-    name = "VALID"
     # TensorFlow has no unequal strides, and no strides with dilation: compute all, keep some.
     subsample = sy != sx or (sy > 1 and dilation_rate != (1, 1))
-    if not subsample and (
-        padding == "same"
-        or zeros == zeros_around(sizes, kernel_size, strides, "same", dilation_rate)
-    ):
+    name, taps = "VALID", None
+    same = padding == "same"
+    if sy == 1 and not same:  # the zeros of "same" depend on no size
+        same = zeros == zeros_around(sizes, kernel_size, strides, "same", dilation_rate)
+    if same and not subsample:
         name = "SAME"
     elif zeros != ((0, 0), (0, 0)):
-        # TensorFlow's own zeros save a copy, which takes longer than the convolution.
-        if dilation_rate == (1, 1) and all(isinstance(n, int) for ends in zeros for n in ends):
-            name = [(0, 0), *zeros, (0, 0)]
-        else:
+        if not subsample and dilation_rate == (1, 1) and None not in x.shape[1:3]:
+            taps = [
+                _taps_more(size, kernel, sy, *ends)
+                for size, kernel, ends in zip(sizes, kernel_size, zeros)
+            ]
+        if taps == [0, 0]:
+            name = "SAME"
+        elif taps is None or None in taps or _MAPS_ARE_PADDED.get():
             x = tf.pad(x, [(0, 0), *zeros, (0, 0)])
+        else:
+            # A copy of the map takes longer than the convolution. TensorFlow's explicit padding
+            # needs none, but where oneDNN is on, its graph optimizer ends the process over it.
+            kernel = tf.pad(kernel, [(0, taps[0]), (0, taps[1]), (0, 0), (0, 0)])
+            name = "SAME"
     if subsample:
         y = tf.nn.depthwise_conv2d(x, kernel, (1, 1, 1, 1), name, dilations=dilation_rate)
         return y[:, ::sy, ::sx]
     return tf.nn.depthwise_conv2d(x, kernel, (1, sy, sx, 1), name, dilations=dilation_rate)
+
+
+def _taps_more(size, kernel, stride, before, after):
+    """How many taps of zeros at the kernel's end make TensorFlow's "SAME" pad with `before` zeros
+    in front, and give as many outputs; `None` if neither no nor one more does."""
+    outputs = (size + before + after - kernel) // stride + 1
+    for taps in range(2):
+        total = max((outputs - 1) * stride + kernel + taps - size, 0)
+        if outputs == -(-size // stride) and total // 2 == before:
+            return taps
+    return None
+
+
+@contextmanager
+def maps_padded():
+    """Within, strided convolutions pad their maps and leave their kernels as they are, which is
+    what converters have the faster operators for."""
+    token = _MAPS_ARE_PADDED.set(True)
+    try:
+        yield
+    finally:
+        _MAPS_ARE_PADDED.reset(token)
 
 
 def plain_native(x, kernel, rows, columns):

@@ -355,7 +355,8 @@ class TestTensorFlowGraph:
 
         layer = DepthwiseConv2D(kernel_size, strides, padding)
         layer.build((1, 14, 14, 8))
-        function = tf.function(layer).get_concrete_function(tf.TensorSpec((1, 14, 14, 8)))
+        with backend.maps_padded():
+            function = tf.function(layer).get_concrete_function(tf.TensorSpec((1, 14, 14, 8)))
         frozen = convert_variables_to_constants_v2(function)
         model = tf.lite.TFLiteConverter.from_concrete_functions([frozen]).convert()
         interpreter = Interpreter(
