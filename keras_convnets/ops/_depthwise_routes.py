@@ -6,8 +6,6 @@ and `columns` are the `Window` along each axis.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import keras
 from keras import ops
 
@@ -63,9 +61,10 @@ def sum_of_shifts(image, terms, rows, columns):
 def image_by_image(compute, x, rows, columns):
     """`compute` of each image of `x`, as (1, height, width, channels), in a loop.
 
-    Not for its own sake: XLA fuses a bare sum into everything that reads it, and a normalisation
-    after it then computes it again, value by value, for each of its statistics. A single image is
-    for `in_halves`, since XLA opens a loop of one step.
+    Not for its own sake: XLA fuses a bare sum into everything that reads it, which then computes it
+    again, value by value: a normalisation for each of its statistics. A loop of one step XLA would
+    open, so how many there are it is not to know: a number that is none adds a step, which the
+    bounds of slices make the last one again.
     """
     batch, sizes = ops.shape(x)[0], x.shape[1:]
 
@@ -73,26 +72,10 @@ def image_by_image(compute, x, rows, columns):
         image = ops.slice(x, (i, 0, 0, 0), (1, *sizes))
         return ops.slice_update(y, (i, 0, 0, 0), compute(image))
 
+    first = ops.sum(x[:1, 0, 0, 0])
+    steps = batch + ops.cast(first != first, "int32")
     y = ops.zeros((batch, rows.output, columns.output, sizes[-1]), x.dtype)
-    return ops.fori_loop(0, batch, add_image, y)
-
-
-def in_halves(image, terms, rows, columns):
-    """`sum_of_shifts` of one image, in a loop over two halves of the rows."""
-    steps = min(2, rows.output)
-    height = -(-rows.output // steps)
-    (_, _, width, channels), stride = image.shape, rows.stride
-    span = max(top for top, _, _ in terms) + (height - 1) * stride + 1
-    part = replace(rows, output=height)
-
-    def add_half(step, y):
-        start = step * (rows.output - height)
-        half = ops.slice(image, (0, start * stride, 0, 0), (1, span, width, channels))
-        total = sum_of_shifts(half, terms, part, columns)
-        return ops.slice_update(y, (0, start, 0, 0), total)
-
-    y = ops.zeros((1, rows.output, columns.output, channels), image.dtype)
-    return ops.fori_loop(0, steps, add_half, y)
+    return ops.fori_loop(0, steps, add_image, y)
 
 
 def shifted(x, kernel, rows, columns):
@@ -102,8 +85,6 @@ def shifted(x, kernel, rows, columns):
         for i in range(rows.kernel)
         for j in range(columns.kernel)
     ]
-    if x.shape[0] == 1:
-        return in_halves(padded(x, rows, columns), terms, rows, columns)
 
     def compute(image):  # padded in the loop: XLA takes three times longer otherwise
         return sum_of_shifts(padded(image, rows, columns), terms, rows, columns)
@@ -127,9 +108,6 @@ def swapped(x, kernel, rows, columns):
             for h in range(rows.size)
             for w in range(columns.size)
         ]
-
-    if x.shape[0] == 1:
-        return in_halves(kernel, terms_of(x), rows, columns)
 
     def compute(image):
         return sum_of_shifts(kernel, terms_of(image), rows, columns)
