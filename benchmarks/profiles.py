@@ -30,11 +30,11 @@ COLUMNS = {
     "tensorflow_xla": ("tensorflow", "ours, TensorFlow with XLA"),
     "jax": ("jax", "ours, JAX"),
 }
-# By the names of operators, the first that matches. In XLA, loops are our depthwise convolutions,
-# and fusions whatever was put together.
+# By the names of operators, the first that matches. In XLA, loops are our depthwise convolutions:
+# their zeroed outputs, slices, padding and sums; other fusions are whatever was put together.
 KINDS = {
-    "depthwise convolutions": r"depthwise|while|slice_update",
-    "convolutions and products": r"conv|matmul|addmm|linear|dot|gemm|custom-call",
+    "depthwise convolutions": r"depthwise|while|dynamic|wrapped_broadcast",
+    "convolutions and products": r"conv|matmul|addmm|linear|dot|gemm|custom-call|ynn",
     "normalisations": r"batch_?norm|layer_?norm",
     "pooling and means": r"pool|mean|reduce",
     "layouts and copies": r"copy|transpose|pad|reshape|contiguous|clone|bitcast|concat|slice",

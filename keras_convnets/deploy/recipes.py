@@ -43,9 +43,9 @@ INT8_OPERATORS = {
 # Five to forty times slower in int8 than in float, where they are islands: to float and back costs
 # about as much as the operator. See benchmarks/results/litert_operators.md.
 FLOAT_OPERATORS = {"AVERAGE_POOL_2D", "HARD_SWISH", "RELU", "RELU6", "SOFTMAX"}
-# What sums and means lose in int8 where branches of unequal ranges meet, a network that is partly
-# in float need not lose.
-LOSSY_OPERATORS = {"ADD", "MEAN", "SUB"}
+# What these lose in int8, a network that is partly in float need not lose: sums and means where
+# branches of unequal ranges meet, a gate whose steps are 1/256.
+LOSSY_OPERATORS = {"ADD", "LOGISTIC", "MEAN", "SUB"}
 FEW_VALUES = 5_000  # take 20 microseconds at most, in any form
 
 ACTIVATION_BITS = {"int8": 8, "int16x8": 16}
