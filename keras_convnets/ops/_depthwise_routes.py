@@ -58,24 +58,26 @@ def sum_of_shifts(image, terms, rows, columns):
     return total
 
 
-def image_by_image(compute, x, rows, columns):
+def image_by_image(compute, x, rows, columns, in_place=False):
     """`compute` of each image of `x`, as (1, height, width, channels), in a loop.
 
     Not for its own sake: XLA fuses a bare sum into everything that reads it, which then computes it
     again, value by value: a normalisation for each of its statistics. A loop of one step XLA would
-    open, so how many there are it is not to know: a number that is none adds a step, which the
-    bounds of slices make the last one again.
+    open, so how many there are it is not to know: as many as images, and a number that is 0.
+
+    `in_place`: that outputs as large as the images may take their places.
     """
     batch, sizes = ops.shape(x)[0], x.shape[1:]
+    in_place = in_place and (rows.output, columns.output) == tuple(sizes[:2])
 
     def add_image(i, y):
-        image = ops.slice(x, (i, 0, 0, 0), (1, *sizes))
+        image = ops.slice(y if in_place else x, (i, 0, 0, 0), (1, *sizes))
         return ops.slice_update(y, (i, 0, 0, 0), compute(image))
 
     first = ops.sum(x[:1, 0, 0, 0])
-    steps = batch + ops.cast(first != first, "int32")
-    y = ops.zeros((batch, rows.output, columns.output, sizes[-1]), x.dtype)
-    return ops.fori_loop(0, steps, add_image, y)
+    nothing = ops.logical_and(first != first, first == first)
+    y = x if in_place else ops.zeros((batch, rows.output, columns.output, sizes[-1]), x.dtype)
+    return ops.fori_loop(0, batch + ops.cast(nothing, "int32"), add_image, y)
 
 
 def shifted(x, kernel, rows, columns):
@@ -89,7 +91,9 @@ def shifted(x, kernel, rows, columns):
     def compute(image):  # padded in the loop: XLA takes three times longer otherwise
         return sum_of_shifts(padded(image, rows, columns), terms, rows, columns)
 
-    return image_by_image(compute, x, rows, columns)
+    # Fresh memory for so much costs as much as the sums: where `x` is read by others as well, XLA
+    # copies it, which takes no longer than to fill with zeros.
+    return image_by_image(compute, x, rows, columns, in_place=True)
 
 
 def swapped(x, kernel, rows, columns):
