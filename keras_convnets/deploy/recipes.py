@@ -111,15 +111,10 @@ def _to_quantize(content, form):
     if form == "int4":
         return products
     if serves_in_integers(file.operators()):
-        kinds = (
-            ("*",) if form == "int16x8" else sorted({*file.operators()} & INT8_OPERATORS & known)
-        )
-        return [(".*", kind) for kind in kinds]
-    if form == "int16x8":
-        return products
-    found = [
-        file.steps[i] for i in in_int8(file, PRODUCTS, (INT8_OPERATORS - LOSSY_OPERATORS) & known)
-    ]
+        kinds = {"*"} if form == "int16x8" else {*file.operators()} & INT8_OPERATORS & known
+        return [(".*", kind) for kind in sorted(kinds)]
+    others = (INT8_OPERATORS - LOSSY_OPERATORS) & known
+    found = in_int8(file, PRODUCTS, others) if form == "int8" else []
     return products + [(_name(file, step), step.kind) for step in found]
 
 

@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Collection
 
-from keras_convnets.deploy.inspect import LiteRTFile
+from keras_convnets.deploy.inspect import LiteRTFile, Step
 
 # In hundredths of a nanosecond for each value of the output, by
 # benchmarks/results/litert_operators.md: to or from int8, and what an operator takes more in int8
@@ -17,9 +17,9 @@ MORE_FOR_TAPS = ((9, 3), (25, 9))  # a depthwise convolution of at most so many 
 MANY_TAPS = 500
 
 
-def in_int8(file: LiteRTFile, products: Collection[str], others: Collection[str]) -> list[int]:
-    """Positions in `file.steps` of the operators to run in int8 beside the products, so that
-    conversions between int8 and float, and operators that are slower in int8, take least.
+def in_int8(file: LiteRTFile, products: Collection[str], others: Collection[str]) -> list[Step]:
+    """The operators to run in int8 beside the products, so that conversions between int8 and float,
+    and operators that are slower in int8, take least.
 
     This is a minimum cut between what must be in int8 and what must be in float. Of several, the
     one with the fewest operators in int8.
@@ -58,7 +58,7 @@ def in_int8(file: LiteRTFile, products: Collection[str], others: Collection[str]
             graph.add_edge(reader, ("to int8", index))
     # Reversed: the side of the sink is the smallest there is.
     _, (_, integers) = networkx.minimum_cut(graph.reverse(), "float", "int8")
-    return [position for position in free if position in integers]
+    return [file.steps[position] for position in free if position in integers]
 
 
 def _more_in_int8(file, step):

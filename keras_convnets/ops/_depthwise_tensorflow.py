@@ -80,8 +80,8 @@ def native(x, kernel, strides, padding, dilation_rate):
     elif zeros != ((0, 0), (0, 0)):
         if not subsample and dilation_rate == (1, 1) and None not in x.shape[1:3]:
             taps = [
-                _taps_more(size, kernel, sy, *ends)
-                for size, kernel, ends in zip(sizes, kernel_size, zeros)
+                _taps_more(size, length, sy, *ends)
+                for size, length, ends in zip(sizes, kernel_size, zeros)
             ]
         if taps == [0, 0]:
             name = "SAME"
