@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import keras
 
+from keras_convnets.layers.quick import Quick
+
 if keras.backend.backend() == "torch":
     import torch
     from keras.src.backend.common.global_state import get_global_attribute
@@ -16,7 +18,7 @@ else:
     torch = None
 
 
-class Direct:
+class Direct(Quick):
     """Mixin before a Keras layer whose calls inside of other layers are direct on PyTorch.
 
     A call is direct if the layer is built and in float32, with no activity regularizer and no
