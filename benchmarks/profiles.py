@@ -1,10 +1,11 @@
 """Where the time goes: milliseconds by kind of operator, ours on each backend and timm's.
 
-    python -m benchmarks.profiles [MODEL...] [--batch N] [--out FOLDER]
+    python -m benchmarks.profiles [MODEL...] [--task TASK] [--batch N] [--out FOLDER]
 
-Writes `results/profiles.md`. Ours are fused (`graph.fuse`): on TensorFlow its graphs, with and
-without XLA, on JAX compiled. timm's is PyTorch, channels-last. Two threads, 224x224, a process for
-each. The profilers add some time of their own to each operator, so sums exceed the scoreboard's.
+Writes `results/profiles.md`, or `profiles_training.md` for `--task training`. Forward ours are
+fused (`graph.fuse`): on TensorFlow its graphs, with and without XLA, on JAX compiled. timm's is
+PyTorch, channels-last. Two threads, 224x224, a process for each. The profilers add some time of
+their own to each operator; the last line is what a call takes without them.
 """
 
 from __future__ import annotations
@@ -12,13 +13,17 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 import sys
 import tempfile
+import time
 from collections import Counter
 from pathlib import Path
 
 from benchmarks import tables
 from benchmarks.child import answer_of
+from keras_convnets.benchmark import runners
+from keras_convnets.benchmark.settings import FUSED
 
 MODELS = ("efficientnet_b0", "mobilenetv3_large_100", "mobilenetv2_100", "resnet50")
 SIZE = 224
@@ -30,6 +35,8 @@ COLUMNS = {
     "tensorflow_xla": ("tensorflow", "ours, TensorFlow with XLA"),
     "jax": ("jax", "ours, JAX"),
 }
+MODES = {"tensorflow": "graph", "tensorflow_xla": "xla", "jax": "jit"}
+FILES = {"forward": "profiles.md", "training": "profiles_training.md"}
 # By the names of operators, the first that matches. In XLA, loops are our depthwise convolutions:
 # their zeroed outputs, slices, padding and sums; other fusions are whatever was put together.
 KINDS = {
@@ -46,123 +53,142 @@ def main() -> int:
     """Profiles each model in each way and writes the table."""
     parser = argparse.ArgumentParser("python -m benchmarks.profiles", description=__doc__)
     parser.add_argument("models", nargs="*", default=MODELS, metavar="MODEL")
+    parser.add_argument("--task", choices=FILES, default="forward")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--child", choices=COLUMNS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        print(json.dumps(PROFILERS[options.child](options.models[0], options.batch[0])))
+        print(json.dumps(measure(options.child, options.models[0], options.batch[0], options.task)))
         return 0
+    command = "python -m benchmarks.profiles" + " --task training" * (options.task == "training")
     lines = [
-        "# Where the time goes",
+        f"# Where the time of {'a step' if options.task == 'training' else 'a call'} goes",
         "",
         f"Milliseconds by kind of operator, {SIZE}x{SIZE}, two threads, made by",
-        "`python -m benchmarks.profiles`. The profilers add to each operator, so that sums are",
-        "more than the scoreboard's times; an operator on two threads counts once.",
+        f"`{command}`. The profilers add to each operator, and operators may run side by",
+        "side, so that their sum is not what the last line has: a call without a profiler.",
     ]
     for model in options.models:
         for batch in options.batch:
-            found = {column: in_child(column, model, batch) for column in COLUMNS}
+            found = {
+                column: in_child(column, model, batch, options.task)
+                for column in COLUMNS
+                if options.task == "forward" or column != "tensorflow_xla"
+            }
             lines += table(model, batch, found)
-            print("\n".join(lines[-len(KINDS) - 5 :]), flush=True)
-    tables.replace(options.out / "profiles.md", "\n".join([*lines, ""]))
+            print("\n".join(lines[-len(KINDS) - 6 :]), flush=True)
+    tables.replace(options.out / FILES[options.task], "\n".join([*lines, ""]))
     return 0
 
 
-def in_child(column: str, model: str, batch: int) -> dict[str, float]:
-    """Milliseconds by the operator's name."""
-    arguments = [model, "--batch", str(batch), "--child", column]
+def in_child(column: str, model: str, batch: int, task: str) -> dict:
+    """What `measure` finds in a process of its own."""
+    arguments = [model, "--batch", str(batch), "--task", task, "--child", column]
     backend = COLUMNS[column][0]
     return json.loads(answer_of("profiles", *arguments, backend=backend, OMP_NUM_THREADS="2"))
 
 
-def table(model: str, batch: int, found: dict[str, dict[str, float]]) -> list[str]:
+def table(model: str, batch: int, found: dict[str, dict]) -> list[str]:
     """A line for each kind."""
     sums = {column: Counter() for column in found}
-    for column, operators in found.items():
-        for name, milliseconds in operators.items():
+    for column, measured in found.items():
+        for name, milliseconds in measured["operators"].items():
             sums[column][kind_of(name)] += milliseconds
     titles = " | ".join(COLUMNS[column][1] for column in found)
-    lines = ["", f"## {model}, batch {batch}", "", f"| kind | {titles} |", "|---" * 5 + "|"]
+    head = f"| kind | {titles} |", "|---" * (1 + len(found)) + "|"
+    lines = ["", f"## {model}, batch {batch}", "", *head]
     for kind in KINDS:
         cells = " | ".join(f"{sums[column][kind]:.1f}" for column in found)
         lines.append(f"| {kind} | {cells} |")
     totals = " | ".join(f"{sum(sums[column].values()):.1f}" for column in found)
-    return [*lines, f"| all | {totals} |"]
+    calls = " | ".join(f"{measured['call']:.1f}" for measured in found.values())
+    return [*lines, f"| all | {totals} |", f"| a call | {calls} |"]
 
 
 def kind_of(name: str) -> str:
     return next(kind for kind, words in KINDS.items() if re.search(words, name.lower()))
 
 
-def ours(name, batch):
-    """The fused model and images for it."""
+def measure(column: str, name: str, batch: int, task: str) -> dict:
+    """Milliseconds by the operator's name, and of a whole call."""
+    images, labels = runners.examples(batch, SIZE)
+    runner = in_timm(name) if column == "timm" else ours(name, column, task)
+    run = runner.training(images, labels) if task == "training" else runner.forward(images)
+    for _ in range(2):
+        run()
+    times = []
+    for _ in range(RUNS):
+        start = time.perf_counter()
+        run()
+        times.append(1000 * (time.perf_counter() - start))
+    profiler = PROFILERS[COLUMNS[column][0]]
+    return {"operators": profiler(run), "call": statistics.median(times)}
+
+
+def ours(name, column, task):
+    """The model as the scoreboard runs it."""
     import keras
-    import numpy as np
 
     from keras_convnets import create_model
-    from keras_convnets.graph import fuse
 
+    if column.startswith("tensorflow"):
+        import tensorflow as tf
+
+        tf.config.threading.set_intra_op_parallelism_threads(2)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
     keras.utils.set_random_seed(0)
-    images = np.random.default_rng(0).standard_normal((batch, SIZE, SIZE, 3), "float32")
-    return fuse(create_model(name, weights=None)), keras.ops.convert_to_tensor(images)
+    mode = MODES[column]
+    mode = mode if task == "training" else FUSED + mode
+    model = create_model(name, weights=None, classifier_activation=None)
+    return runners.KerasRunner(model, mode)
 
 
-def in_timm(name, batch):
+def in_timm(name):
     import torch
 
     from keras_convnets.testing.reference import import_timm
 
     torch.set_num_threads(2)
     torch.manual_seed(0)
-    model = import_timm().create_model(name).eval().to(memory_format=torch.channels_last)
-    x = torch.randn(batch, 3, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
+    return runners.TorchRunner(import_timm().create_model(name), "channels_last")
+
+
+def with_torch(run):
+    import torch
+
     found = Counter()
-    with torch.inference_mode():
-        model(x)
-        with torch.profiler.profile(record_shapes=True) as profile:
-            for _ in range(RUNS):
-                model(x)
+    with torch.profiler.profile(record_shapes=True) as profile:
+        for _ in range(RUNS):
+            run()
     for event in profile.key_averages(group_by_input_shape=True):
         shapes = event.input_shapes
-        depthwise = "conv" in event.key and len(shapes) > 1 and shapes[1][1:2] == [1]
+        # Of a convolution the kernel comes second, of its gradient third.
+        kernel = shapes[2:3] if "backward" in event.key else shapes[1:2]
+        depthwise = "conv" in event.key and kernel and kernel[0][1:2] == [1]
         name = f"depthwise {event.key}" if depthwise else event.key
         found[name] += event.self_cpu_time_total / 1000 / RUNS
     return found
 
 
-def in_tensorflow(name, batch, xla=False):
+def with_tensorflow(run):
     import tensorflow as tf
 
-    tf.config.threading.set_intra_op_parallelism_threads(2)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
-    model, images = ours(name, batch)
-    run = tf.function(lambda x: model(x, training=False), jit_compile=xla)
-    run(images), run(images)
     with tempfile.TemporaryDirectory() as folder:
         tf.profiler.experimental.start(folder)
         for _ in range(RUNS):
-            run(images).numpy()
+            run()
         tf.profiler.experimental.stop()
         return operators_of(folder)
 
 
-def in_tensorflow_xla(name, batch):
-    return in_tensorflow(name, batch, xla=True)
-
-
-def in_jax(name, batch):
+def with_jax(run):
     import jax
 
-    model, images = ours(name, batch)
-    kinds = model.trainable_variables, model.non_trainable_variables
-    variables = [[variable.value for variable in kind] for kind in kinds]
-    run = jax.jit(lambda x: model.stateless_call(*variables, x, training=False)[0])
-    jax.block_until_ready(run(images))
     with tempfile.TemporaryDirectory() as folder:
         jax.profiler.start_trace(folder)
         for _ in range(RUNS):
-            jax.block_until_ready(run(images))
+            run()
         jax.profiler.stop_trace()
         return operators_of(folder)
 
@@ -194,12 +220,7 @@ def operators_of(folder):
     return found
 
 
-PROFILERS = {
-    "timm": in_timm,
-    "tensorflow": in_tensorflow,
-    "tensorflow_xla": in_tensorflow_xla,
-    "jax": in_jax,
-}
+PROFILERS = {"torch": with_torch, "tensorflow": with_tensorflow, "jax": with_jax}
 
 if __name__ == "__main__":
     sys.exit(main())

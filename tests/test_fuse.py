@@ -203,3 +203,47 @@ class TestRecord:
         branches = 2 if activation == "linear" else 1  # which end in a sum
         assert found["mkldnn._convolution_pointwise.binary"] == 2 * branches
         assert found["mkldnn._linear_pointwise.binary"] == branches
+
+    @pytest.mark.parametrize(
+        "kind, is_one",
+        [
+            ("heads", True),
+            ("one head", True),
+            ("biases", True),
+            ("biases without heads", True),
+            ("weights used twice", False),
+            ("narrow queries", False),
+        ],
+    )
+    def test_attention_is_one_operation(self, kind, is_one):
+        """softmax(q k + b) v, of 25 positions, by 3 heads of 4 channels or by one of 12."""
+        ops, layers = keras.ops, keras.layers
+        heads = 1 if kind in ("one head", "biases without heads") else 3
+        width = 2 if kind == "narrow queries" else 4
+        rows = keras.Input((25, 12))
+
+        def by_heads(channels):
+            x = layers.Dense(channels)(rows)
+            if heads == 1:
+                return x
+            return ops.transpose(layers.Reshape((25, heads, channels // heads))(x), (0, 2, 1, 3))
+
+        q, k, v = (by_heads(3 * channels) for channels in (width, width, 4))
+        last = (0, 2, 1) if heads == 1 else (0, 1, 3, 2)
+        weights = ops.matmul(q * 0.7, ops.transpose(k, last))
+        bias = np.random.default_rng(1).normal(size=weights.shape[1:]).astype("float32")
+        weights = ops.softmax(weights + bias if "biases" in kind else weights)
+        y = ops.matmul(weights, v)
+        if heads > 1:
+            y = layers.Reshape((25, 12))(ops.transpose(y, (0, 2, 1, 3)))
+        y = layers.Dense(5)(y)
+        model = keras.Model(rows, [y, weights] if kind == "weights used twice" else y)
+        fused, x = fuse(model), np.random.default_rng(2).normal(size=(2, 25, 12)).astype("float32")
+        for _ in range(2):
+            pairs = zip(*(keras.tree.flatten(run(net, x)) for net in (fused, model)))
+            for found, expected in pairs:
+                assert_close(found, expected, 1e-5, kind)
+        found = self.operations(fused, (2, 25, 12))
+        assert found["aten.scaled_dot_product_attention.default"] == is_one
+        assert found["aten._softmax.default"] == (not is_one)
+        assert found["aten.bmm.default"] == (0 if is_one else 2)

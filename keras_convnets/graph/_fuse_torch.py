@@ -16,6 +16,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.overrides import TorchFunctionMode
 
+from keras_convnets.graph._fuse_attention_torch import use_attention
+from keras_convnets.graph._recorded import is_call, shape_of
+
 aten, onednn = torch.ops.aten, torch.ops.mkldnn
 PERMUTE, RESHAPE = aten.permute.default, aten.reshape.default
 CHANNELS_LAST = [0, 2, 3, 1]
@@ -101,6 +104,8 @@ def record(call: Callable, sizes: tuple[torch.Size, ...]) -> Callable | None:
         _compute_constants(module)
         _free_layouts(module.graph)
         ShapeProp(module).propagate(*first)
+        if use_attention(module.graph):
+            ShapeProp(module).propagate(*first)
         if torch.backends.mkldnn.is_available():
             _use_onednn(module)
         _drop_pairs_of_permutations(module.graph)
@@ -156,36 +161,38 @@ def _compute_constants(module):
 def _free_layouts(graph):
     """Shapes are changed without a copy wherever the new operations allow it."""
     for node in graph.nodes:
-        if _is(node, aten.view.default, aten._unsafe_view.default):
+        if is_call(node, aten.view.default, aten._unsafe_view.default):
             node.target = RESHAPE
     for node in list(graph.nodes):
-        if _is(node, aten.clone.default) and all(_is(user, RESHAPE) for user in node.users):
+        if is_call(node, aten.clone.default) and all(is_call(user, RESHAPE) for user in node.users):
             _replace(node, node.args[0])
 
 
 def _use_onednn(module):
     for node in list(module.graph.nodes):
-        if _is(node, aten.convolution.default):
+        if is_call(node, aten.convolution.default):
             _use_convolution(module, node)
-        elif _is(node, aten.mm.default, aten.addmm.default):
+        elif is_call(node, aten.mm.default, aten.addmm.default):
             _use_product(module, node)
     module.graph.eliminate_dead_code()
     for node in list(module.graph.nodes):
-        if _is(node, aten.add.Tensor):
+        if is_call(node, aten.add.Tensor):
             _add_while_writing(module.graph, node)
     module.graph.eliminate_dead_code()
 
 
 def _use_convolution(module, node):
     x, kernel, bias, strides, padding, dilation, transposed, _, groups = node.args
-    is_plain = not transposed and len(_shape(x)) == 4 and _is_float(x)
+    is_plain = not transposed and len(shape_of(x)) == 4 and _is_float(x)
     if not is_plain or not _are_constants(kernel, bias):
         return
     geometry = padding, strides, dilation, groups
     addition = None
     if bias is None:
-        bias, addition = _bias_after(module, node, _shape(node)[1], CHANNELS_LAST)
-    packed = onednn._reorder_convolution_weight(_value(module, kernel), *geometry, list(_shape(x)))
+        bias, addition = _bias_after(module, node, shape_of(node)[1], CHANNELS_LAST)
+    packed = onednn._reorder_convolution_weight(
+        _value(module, kernel), *geometry, list(shape_of(x))
+    )
     packed = _constant(module, node, packed)
     activation, done = _activation_after(addition or node)
     arguments = (x, packed, bias, *geometry, *activation)
@@ -198,8 +205,8 @@ def _use_product(module, node):
         return
     addition = None
     if bias is None:
-        bias, addition = _bias_after(module, node, _shape(node)[1])
-    packed = onednn._reorder_linear_weight(_value(module, kernel).t().contiguous(), _shape(x)[0])
+        bias, addition = _bias_after(module, node, shape_of(node)[1])
+    packed = onednn._reorder_linear_weight(_value(module, kernel).t().contiguous(), shape_of(x)[0])
     packed = _constant(module, node, packed)
     activation, done = _activation_after(addition or node)
     arguments = (x, packed, bias, *activation)
@@ -211,15 +218,15 @@ def _add_while_writing(graph, node):
     are_two = len(set(node.args)) == 2 and not node.kwargs
     if not are_two or not all(isinstance(x, Node) for x in node.args):
         return
-    if any(_shape(x) != _shape(node) or not _is_float(x) for x in node.args):
+    if any(shape_of(x) != shape_of(node) or not _is_float(x) for x in node.args):
         return
     for term, other in (node.args, node.args[::-1]):
         steps = []
-        while _is(term, PERMUTE, RESHAPE) and len(term.users) == 1:
+        while is_call(term, PERMUTE, RESHAPE) and len(term.users) == 1:
             steps.append(term)
             term = term.args[0]
-        is_convolution = _is(term, onednn._convolution_pointwise.default)
-        if not is_convolution and not _is(term, onednn._linear_pointwise.default):
+        is_convolution = is_call(term, onednn._convolution_pointwise.default)
+        if not is_convolution and not is_call(term, onednn._linear_pointwise.default):
             continue
         plain, activation = term.args[:-3], term.args[-3:]
         if activation != NOTHING or len(term.users) != 1:
@@ -254,7 +261,7 @@ def _undone(graph, step, x):
         arguments = (x, [axes.index(axis) for axis in range(len(axes))])
         y = graph.call_function(PERMUTE, arguments)
     else:
-        y = graph.call_function(RESHAPE, (x, list(_shape(step.args[0]))))
+        y = graph.call_function(RESHAPE, (x, list(shape_of(step.args[0]))))
     y.meta = step.args[0].meta
     return y
 
@@ -267,7 +274,7 @@ def _again(graph, step, x):
 
 def _drop_pairs_of_permutations(graph):
     for node in list(graph.nodes):
-        if _is(node, PERMUTE) and _is(node.args[0], PERMUTE):
+        if is_call(node, PERMUTE) and is_call(node.args[0], PERMUTE):
             x, first = node.args[0].args
             if [first[axis] for axis in node.args[1]] == list(range(len(first))):
                 _replace(node, x)
@@ -311,18 +318,18 @@ def _bias_after(module, node, features, axes=None):
     permutations, user = [], node
     while len(user.users) == 1:
         (user,) = user.users
-        if _is(user, PERMUTE):
+        if is_call(user, PERMUTE):
             permutations.append(user.args[1])
-        elif not _is(user, RESHAPE) or axes:
+        elif not is_call(user, RESHAPE) or axes:
             break
-    if not _is(user, aten.add.Tensor) or user.kwargs or permutations != [axes] * bool(axes):
+    if not is_call(user, aten.add.Tensor) or user.kwargs or permutations != [axes] * bool(axes):
         return None, None
     y, bias = user.args
     if not isinstance(bias, Node) or bias.op != "get_attr":
         return None, None
     # Keras has axes of one before it.
-    fits = _shape(bias) == (1,) * (len(_shape(bias)) - 1) + (features,)
-    if not fits or _shape(y) != _shape(user) or _shape(y)[-1] != features:
+    fits = shape_of(bias) == (1,) * (len(shape_of(bias)) - 1) + (features,)
+    if not fits or shape_of(y) != shape_of(user) or shape_of(y)[-1] != features:
         return None, None
     return _constant(module, node, _value(module, bias).reshape(features)), user
 
@@ -331,7 +338,7 @@ def _user_behind_layouts(node):
     """The only one."""
     while len(node.users) == 1:
         (node,) = node.users
-        if not _is(node, PERMUTE, RESHAPE):
+        if not is_call(node, PERMUTE, RESHAPE):
             return node
     return None
 
@@ -349,20 +356,12 @@ def _replace(node, new):
     node.graph.erase_node(node)
 
 
-def _is(node, *targets):
-    return isinstance(node, Node) and node.op == "call_function" and node.target in targets
-
-
 def _are_constants(*nodes):
     return all(node is None or node.op == "get_attr" for node in nodes)
 
 
 def _value(module, node):
     return getattr(module, node.target).detach()
-
-
-def _shape(node):
-    return tuple(node.meta["tensor_meta"].shape)
 
 
 def _is_float(node):
