@@ -18,8 +18,22 @@ def conv2d(x, kernel, bias, strides, padding, dilation_rate, groups):
     if isinstance(x, keras.KerasTensor):
         return None
     kernel = keras.ops.convert_to_tensor(kernel)
-    y = x[:, :: strides[0], :: strides[1]] @ kernel[0, 0]
+    y = _product(x[:, :: strides[0], :: strides[1]], kernel[0, 0])
     return y if bias is None else y + keras.ops.convert_to_tensor(bias)
+
+
+def dense(x, kernel, bias):
+    """A product and its bias; `None` for symbols, and on accelerators."""
+    if isinstance(x, keras.KerasTensor) or jax.default_backend() != "cpu":
+        return None
+    y = _product(keras.ops.convert_to_tensor(x), keras.ops.convert_to_tensor(kernel))
+    return y if bias is None else y + keras.ops.convert_to_tensor(bias)
+
+
+def _product(x, kernel):
+    """Of rows: a map's would have a gradient over three axes, for which XLA turns the map around,
+    and computes what gave it again, in an order of which memory is slow."""
+    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[1])
 
 
 def average_pool(x, pool_size, strides, padding):
