@@ -205,17 +205,19 @@ class TestRecord:
         assert found["mkldnn._linear_pointwise.binary"] == branches
 
     @pytest.mark.parametrize(
-        "kind, is_one",
+        "kind, count",
         [
-            ("heads", True),
-            ("one head", True),
-            ("biases", True),
-            ("biases without heads", True),
-            ("weights used twice", False),
-            ("narrow queries", False),
+            ("heads", 1),
+            ("one head", 1),
+            ("biases", 1),
+            ("biases without heads", 1),
+            ("heads with the same keys", 1),
+            ("one upon the other", 2),
+            ("weights used twice", 0),
+            ("narrow queries", 0),
         ],
     )
-    def test_attention_is_one_operation(self, kind, is_one):
+    def test_attention_is_one_operation(self, kind, count):
         """softmax(q k + b) v, of 25 positions, by 3 heads of 4 channels or by one of 12."""
         ops, layers = keras.ops, keras.layers
         heads = 1 if kind in ("one head", "biases without heads") else 3
@@ -229,11 +231,15 @@ class TestRecord:
             return ops.transpose(layers.Reshape((25, heads, channels // heads))(x), (0, 2, 1, 3))
 
         q, k, v = (by_heads(3 * channels) for channels in (width, width, 4))
+        if kind == "heads with the same keys":
+            k, v = k[:, :1], v[:, :1]
         last = (0, 2, 1) if heads == 1 else (0, 1, 3, 2)
         weights = ops.matmul(q * 0.7, ops.transpose(k, last))
         bias = np.random.default_rng(1).normal(size=weights.shape[1:]).astype("float32")
         weights = ops.softmax(weights + bias if "biases" in kind else weights)
         y = ops.matmul(weights, v)
+        if kind == "one upon the other":
+            y = ops.matmul(ops.softmax(ops.matmul(y, ops.transpose(y, last))), y)
         if heads > 1:
             y = layers.Reshape((25, 12))(ops.transpose(y, (0, 2, 1, 3)))
         y = layers.Dense(5)(y)
@@ -244,6 +250,6 @@ class TestRecord:
             for found, expected in pairs:
                 assert_close(found, expected, 1e-5, kind)
         found = self.operations(fused, (2, 25, 12))
-        assert found["aten.scaled_dot_product_attention.default"] == is_one
-        assert found["aten._softmax.default"] == (not is_one)
-        assert found["aten.bmm.default"] == (0 if is_one else 2)
+        assert found["aten.scaled_dot_product_attention.default"] == count
+        assert found["aten._softmax.default"] == (not count)
+        assert found["aten.bmm.default"] == (0 if count else 2)

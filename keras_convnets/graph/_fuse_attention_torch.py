@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch.fx import Graph, Node
 
@@ -33,16 +35,18 @@ def _replace(graph, softmax):
         scores, bias = scores.args
         if not isinstance(bias, Node):
             return False
-    product = _behind_layouts(scores)
+    product = _behind_layouts(scores, aten.bmm.default)
     weighted = _user_behind_layouts(softmax)
-    if product is None or weighted is None or _behind_layouts(weighted.args[0]) is not softmax:
+    if product is None or weighted is None:
+        return False
+    if _behind_layouts(weighted.args[0], aten._softmax.default) is not softmax:
         return False
     queries, keys, values = *product.args, weighted.args[1]
-    width = shape_of(queries)[-1]
-    if width != shape_of(values)[-1] or shape_of(product) != (*shape_of(queries)[:2], shape[-1]):
-        return False
     *images, rows, columns = shape
-    heads = (*images, 1)[:2]
+    heads, width = (*images, 1)[:2], shape_of(queries)[-1]
+    count = math.prod(heads)
+    if shape_of(product) != (count, rows, columns) or shape_of(values) != (count, columns, width):
+        return False
     with graph.inserting_before(weighted):
         q = _by_heads(graph, queries, (*heads, rows, width))
         k = _by_heads(graph, keys, (*heads, width, columns))
@@ -56,6 +60,9 @@ def _replace(graph, softmax):
             aten.scaled_dot_product_attention.default, (q, k, v, bias), {"scale": 1.0}
         )
         merged = graph.call_function(aten.reshape.default, (y, shape_of(weighted)))
+    found = weighted.meta["tensor_meta"]
+    merged.meta = weighted.meta
+    y.meta = {"tensor_meta": found._replace(shape=torch.Size((*heads, rows, width)))}
     for user in list(weighted.users):
         if is_call(user, *LAYOUTS) and shape_of(user) == (*heads, rows, width):
             user.replace_all_uses_with(y)
@@ -73,12 +80,11 @@ def _by_heads(graph, x, shape):
     return graph.call_function(aten.reshape.default, (x, shape))
 
 
-def _behind_layouts(node):
-    """The product of matrices that a node is a view of, or the softmax, used for nothing else."""
+def _behind_layouts(node, target):
+    """The operation of this kind that a node is a view of, used for nothing else."""
     while is_call(node, *LAYOUTS) and len(node.users) == 1:
         node = node.args[0]
-    is_known = is_call(node, aten.bmm.default, aten._softmax.default)
-    return node if is_known and len(node.users) == 1 else None
+    return node if is_call(node, target) and len(node.users) == 1 else None
 
 
 def _user_behind_layouts(node):
