@@ -25,7 +25,8 @@ else:
 @keras.saving.register_keras_serializable("keras_convnets")
 class Conv2D(Direct, keras.layers.Conv2D):
     """`keras.layers.Conv2D`, with the same arguments, weights and outputs; on PyTorch one call on a
-    view of the input, under XLA on a CPU a product if the kernel is one pixel."""
+    view of the input, under XLA on a CPU a product if the kernel is one pixel, and on JAX there the
+    kernel's gradient as products, which a grouped one's takes a hundredth of the time by."""
 
     def call(self, inputs):
         outputs = self.native_call(inputs, self.kernel)
@@ -124,7 +125,8 @@ class BatchNormalization(Direct, keras.layers.BatchNormalization):
 
 @keras.saving.register_keras_serializable("keras_convnets")
 class Dense(Direct, keras.layers.Dense):
-    """`keras.layers.Dense`, with the same arguments, weights and outputs; on PyTorch one call."""
+    """`keras.layers.Dense`, with the same arguments, weights and outputs; on PyTorch one call, on
+    JAX on a CPU a product of rows."""
 
     def call(self, inputs, training=None):
         plain = (

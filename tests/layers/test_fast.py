@@ -30,6 +30,9 @@ CONVOLUTIONS = {
     "pointwise, strided": (4, 1, 2),
     "pointwise, strided, same": (4, 1, (2, 3), "same"),
     "pointwise, grouped": (4, 1, 1, "valid", None, 1, 2),
+    "grouped, dilated": (4, (3, 2), 1, "same", None, (2, 1), 2),
+    "grouped, strided": (6, 3, 2, "same", None, 1, 3),
+    "large": (4, 9, 1, "same"),
 }
 POLICIES = ["mixed_float16", "mixed_bfloat16", *(["float64"] if BACKEND != "jax" else [])]
 NORMS = {
@@ -82,6 +85,28 @@ def test_convolution(kind, use_bias):
     layer = Conv2D(*CONVOLUTIONS[kind], activation="tanh", use_bias=use_bias)
     ours, theirs = two_of(layer, x.shape)
     assert_equal(results(ours, x), results(theirs, x), kind)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="PyTorch and TensorFlow compute by their own rules")
+@pytest.mark.parametrize(
+    "kind", ["strided, same, as many zeros on both sides", "grouped", "dilated", "pointwise"]
+)
+def test_forward_and_second_derivatives_of_a_convolution(kind):
+    import jax
+
+    x = normal(2, 9, 8, 6)
+    layers = two_of(Conv2D(*CONVOLUTIONS[kind], activation="tanh"), x.shape)
+    weights = [numpy(v) for v in layers[0].weights]
+    directions = [normal(*v.shape, seed=i) for i, v in enumerate(weights)]
+
+    def derivatives(layer):
+        def loss(*weights):
+            return jax.numpy.sum(layer.stateless_call(weights, [], x)[0] ** 2)
+
+        gradient = jax.grad(loss, tuple(range(len(weights))))
+        return *jax.jvp(loss, weights, directions), *jax.jvp(gradient, weights, directions)[1]
+
+    assert_equal(*map(derivatives, layers), kind)
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="JAX is always compiled, PyTorch not")
