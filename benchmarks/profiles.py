@@ -66,8 +66,9 @@ def main() -> int:
         f"# Where the time of {'a step' if options.task == 'training' else 'a call'} goes",
         "",
         f"Milliseconds by kind of operator, {SIZE}x{SIZE}, two threads, made by",
-        f"`{command}`. The profilers add to each operator, and operators may run side by",
-        "side, so that their sum is not what the last line has: a call without a profiler.",
+        f"`{command}`.",
+        "The profilers add to each operator, and operators may run side by side, so that their sum",
+        "is not what the last line has: a call without a profiler.",
     ]
     for model in options.models:
         for batch in options.batch:
