@@ -8,7 +8,7 @@ from keras import ops
 from keras_convnets.layers.block import Block
 from keras_convnets.layers.conv import DepthwiseNormAct
 from keras_convnets.layers.direct import Direct
-from keras_convnets.layers.fast import BatchNormalization, Conv2D, Dense, native
+from keras_convnets.layers.fast import BatchNormalization, Conv2D, Dense
 from keras_convnets.layers.initializers import GLOROT_UNIFORM, NORMAL_02
 from keras_convnets.layers.leaves import DropPath, LayerScale
 
@@ -33,12 +33,6 @@ class RowsToMap(Direct, keras.layers.Layer):
     def compute_output_shape(self, input_shape):
         rows, like = input_shape
         return (*like[:3], self.split * rows[-1])
-
-
-def _attend(queries, keys, values):
-    """softmax(queries keys) values, with the positions of the keys on their last axis."""
-    y = native.attend(queries, keys, values) if hasattr(native, "attend") else None
-    return ops.matmul(ops.softmax(ops.matmul(queries, keys)), values) if y is None else y
 
 
 @keras.saving.register_keras_serializable("keras_convnets")
@@ -80,7 +74,8 @@ class SelfAttention2D(Block):
     def call(self, x):
         q, k, v = (self.to_heads(part) for part in ops.split(self.qkv(x), 3, axis=-1))
         q = ops.transpose(q, (0, 2, 1, 3)) * self.scale
-        y = _attend(q, ops.transpose(k, (0, 2, 3, 1)), ops.transpose(v, (0, 2, 1, 3)))
+        weights = ops.softmax(ops.matmul(q, ops.transpose(k, (0, 2, 3, 1))))
+        y = ops.matmul(weights, ops.transpose(v, (0, 2, 1, 3)))
         return self.proj(self.to_map([self.to_rows(ops.transpose(y, (0, 2, 1, 3))), x]))
 
 
@@ -120,7 +115,8 @@ class MultiQueryAttention(Block):
         keys = self.keys(self.key(self.key_reduce(x) if self.key_reduce else x))
         values = self.values(self.value(self.value_reduce(x) if self.value_reduce else x))
         keys = ops.transpose(keys, (0, 2, 1)) * self.key_dim**-0.5
-        return self.project(self.to_map([_attend(queries, keys, values), x]))
+        weights = ops.softmax(ops.matmul(queries, keys))
+        return self.project(self.to_map([ops.matmul(weights, values), x]))
 
 
 @keras.saving.register_keras_serializable("keras_convnets")

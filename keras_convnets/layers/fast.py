@@ -26,7 +26,7 @@ else:
 class Conv2D(Direct, keras.layers.Conv2D):
     """`keras.layers.Conv2D`, with the same arguments, weights and outputs; on PyTorch one call on a
     view of the input, under XLA on a CPU a product if the kernel is one pixel, and on JAX there the
-    kernel's gradient as products, which a grouped one's takes a hundredth of the time by."""
+    kernel's gradient as products: a grouped one's then takes a hundredth of the time."""
 
     def call(self, inputs):
         outputs = self.native_call(inputs, self.kernel)

@@ -44,19 +44,6 @@ def dense(x, kernel, bias):
     return F.linear(x, kernel.t(), bias)
 
 
-def attend(queries, keys, values):
-    """softmax(queries keys) values, keys (..., width, positions), without a map of the weights;
-    `None` for symbolic and mixed types."""
-    if isinstance(queries, keras.KerasTensor):
-        return None
-    factors = [keras.ops.convert_to_tensor(x) for x in (queries, keys.swapaxes(-1, -2), values)]
-    if len(_types(factors)) > 1:
-        return None
-    if queries.ndim == 4:
-        return F.scaled_dot_product_attention(*factors, scale=1.0)
-    return F.scaled_dot_product_attention(*(x[:, None] for x in factors), scale=1.0)[:, 0]
-
-
 def average_pool(x, pool_size, strides, padding):
     """Averages of what is inside of the map, with stride 1 and odd windows; `None` for others."""
     plain = tuple(strides) == (1, 1) and all(size % 2 for size in pool_size)
