@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 _NAMES = {
     "Checkpoint": "registry",
     "create_model": "applications.base",
+    "keep_memory": "memory",
     "list_models": "registry",
     "list_weights": "registry",
     "model_info": "applications.base",

@@ -71,7 +71,7 @@ class Contender:
 
     def does(self, task: str) -> bool:
         """Whether it takes part in a task: the fused form is not for training."""
-        return task != "training" or not self.mode.startswith(FUSED)
+        return task != "training" or FUSED not in self.mode
 
     def __str__(self):
         return f"{self.library.name} on {self.backend}, {self.mode}"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from keras_convnets.benchmark.settings import FUSED
+from keras_convnets.benchmark.settings import FUSED, KEPT
 
 CLASSES = 1000
 LEARNING_RATE = 1e-4
@@ -25,13 +25,15 @@ class KerasRunner:
 
     Args:
         model: gives logits.
-        mode: `"graph"`, `"xla"`, `"jit"` or `"eager"`, after `FUSED` for the fused form.
+        mode: `"graph"`, `"xla"`, `"jit"` or `"eager"`, after `FUSED` for the fused form, and after
+            `KEPT` in a process that keeps its memory.
     """
 
     def __init__(self, model, mode: str):
         from keras_convnets.graph import fuse
 
         self.parameters = sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
+        mode = mode.removeprefix(KEPT)
         self.model = fuse(model) if mode.startswith(FUSED) else model
         self.mode = mode.removeprefix(FUSED)
 

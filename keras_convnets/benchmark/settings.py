@@ -11,10 +11,16 @@ TASKS = ("forward", "throughput", "training")
 # On TensorFlow `fit` and `predict` compile with XLA unless told otherwise, and a plain graph is
 # what many are better off with, so both are measured.
 KERAS_MODES = {"tensorflow": ("graph", "xla"), "jax": ("jit",), "torch": ("eager",)}
-# Ours have a form for inference by fewer operations, `graph.fuse`.
-FUSED = "fused "
+# Ours have a form for inference by fewer operations, `graph.fuse`, and run in a process that keeps
+# its memory, `keep_memory`, too; PyTorch's operators gain nothing by that.
+FUSED, KEPT = "fused ", "kept "
 OUR_MODES = {
-    backend: (*modes, *(FUSED + mode for mode in modes)) for backend, modes in KERAS_MODES.items()
+    backend: (
+        *modes,
+        *(FUSED + mode for mode in modes),
+        *(KEPT + form + mode for form in ("", FUSED) for mode in modes if backend != "torch"),
+    )
+    for backend, modes in KERAS_MODES.items()
 }
 TORCH_MODES = {"torch": ("eager", "channels_last", "compile")}
 MODES = tuple(
