@@ -182,6 +182,7 @@ def test_the_summary_is_by_model_and_by_kind_of_library():
         row("resnet18", OURS, "jax", "fused jit", 4.0),
         row("resnet50", OURS, "jax", "jit", 2.0),
         row("resnet50", OURS, "jax", "fused jit", 4.0),
+        row("resnet50", OURS, "jax", "kept jit", 1.0),
         row("resnet18", "timm", "torch", "eager", 4.0),
         row("resnet18", "timm", "torch", "compile", 2.0),
         row("resnet50", "official", "torch", "eager", 1.0),
@@ -190,10 +191,12 @@ def test_the_summary_is_by_model_and_by_kind_of_library():
     ]
     page = markdown(rows).splitlines()
     start = page.index("| forward | | PyTorch code | Keras libraries |")
-    assert page[start + 2 : start + 5] == [
+    assert page[start + 2 : start + 7] == [
         "| jax | jit | 2.83 (2.00 to 4.00) | 0.50 (0.50 to 0.50) |",
         "| jax | fused jit | 2.83 (2.00 to 4.00) | 0.25 (0.25 to 0.25) |",
+        "| jax | kept jit | 1.00 (1.00 to 1.00) |  |",
         "| jax | best | 2.00 (2.00 to 2.00) | 0.25 (0.25 to 0.25) |",
+        "| jax | kept best | 1.00 (1.00 to 1.00) |  |",
     ]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from keras_convnets import catalog
 from keras_convnets.benchmark.contenders import OURS
+from keras_convnets.benchmark.settings import KEPT
 
 COLORS = {"tensorflow": "#c4220a", "jax": "#0b5cad", "torch": "#1a7f37"}
 MARKERS = {OURS: "o", "timm": "x", "keras.applications": "+", "kimm": "1", "keras-hub": "2"}
@@ -43,6 +44,7 @@ def draw(rows: list, path: Path) -> None:
         and row.runs
         and row.model in top1
         and row.size == entries[row.model].input_size
+        and not row.mode.startswith(KEPT)
     ]
     figure = Figure(figsize=(13, 6), layout="constrained")
     costs, times = figure.subplots(1, 2, sharey=True)

@@ -33,6 +33,10 @@ CONVOLUTIONS = {
     "grouped, dilated": (4, (3, 2), 1, "same", None, (2, 1), 2),
     "grouped, strided": (6, 3, 2, "same", None, 1, 3),
     "large": (4, 9, 1, "same"),
+    "groups of many channels": (4, 3, 1, "same", None, 1, 2),
+    "groups of many channels, strided": (8, (3, 4), 2, "same", None, 1, 2),
+    "many groups": (12, 3, 2, "same", None, 1, 6),
+    "many groups, dilated": (12, 2, 1, "valid", None, 2, 6),
 }
 POLICIES = ["mixed_float16", "mixed_bfloat16", *(["float64"] if BACKEND != "jax" else [])]
 NORMS = {
@@ -49,6 +53,12 @@ NORMS = {
 
 def normal(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+def map_for(kind):
+    """Of values that do not saturate the activation."""
+    channels = 48 if "many" in kind else 6
+    return normal(2, 9, 8, channels) * (6 / channels)
 
 
 def two_of(ours, shape):
@@ -81,7 +91,7 @@ def assert_equal(ours, theirs, what, tolerance=1e-5):
 @pytest.mark.parametrize("use_bias", [True, False])
 @pytest.mark.parametrize("kind", CONVOLUTIONS)
 def test_convolution(kind, use_bias):
-    x = normal(2, 9, 8, 6)
+    x = map_for(kind)
     layer = Conv2D(*CONVOLUTIONS[kind], activation="tanh", use_bias=use_bias)
     ours, theirs = two_of(layer, x.shape)
     assert_equal(results(ours, x), results(theirs, x), kind)
@@ -89,12 +99,20 @@ def test_convolution(kind, use_bias):
 
 @pytest.mark.skipif(BACKEND != "jax", reason="PyTorch and TensorFlow compute by their own rules")
 @pytest.mark.parametrize(
-    "kind", ["strided, same, as many zeros on both sides", "grouped", "dilated", "pointwise"]
+    "kind",
+    [
+        "strided, same, as many zeros on both sides",
+        "grouped",
+        "dilated",
+        "pointwise",
+        "groups of many channels, strided",
+        "many groups, dilated",
+    ],
 )
 def test_forward_and_second_derivatives_of_a_convolution(kind):
     import jax
 
-    x = normal(2, 9, 8, 6)
+    x = map_for(kind)
     layers = two_of(Conv2D(*CONVOLUTIONS[kind], activation="tanh"), x.shape)
     weights = [numpy(v) for v in layers[0].weights]
     directions = [normal(*v.shape, seed=i) for i, v in enumerate(weights)]
