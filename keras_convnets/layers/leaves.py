@@ -72,7 +72,7 @@ class GlobalResponseNorm(Direct, keras.layers.Layer):
         square = ops.square(ops.cast(x, "float32"))
         norm = ops.sqrt(ops.sum(square, axis=(1, 2), keepdims=True))
         ratio = norm / (ops.mean(norm, axis=-1, keepdims=True) + self.epsilon)
-        y = x + self.gamma * (x * ops.cast(ratio, x.dtype))
+        y = x * (1 + self.gamma * ops.cast(ratio, x.dtype))  # once through the map
         return y if self.beta is None else y + self.beta
 
     def compute_output_shape(self, input_shape):
