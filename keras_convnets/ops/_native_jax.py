@@ -17,6 +17,7 @@ from jax.custom_derivatives import SymbolicZero
 from keras_convnets.ops._geometry import zeros_around
 
 MOST_TAPS = 64
+MOST_PRODUCTS = 16  # for the groups of a kernel of one pixel, as each has to be compiled
 # Of a group: with fewer, several groups at once are faster, though most of their kernel is zero.
 LEAST_CHANNELS = 16
 
@@ -29,8 +30,10 @@ def conv2d(x, kernel, bias, strides, padding, dilation_rate, groups):
     if height * width > MOST_TAPS:
         return None
     kernel = keras.ops.convert_to_tensor(kernel)
-    if height == width == groups == 1:
-        y = _product(x[:, :: strides[0], :: strides[1]], kernel[0, 0])
+    if height == width == 1 and groups <= MOST_PRODUCTS:
+        x = x[:, :: strides[0], :: strides[1]]
+        pairs = zip(jnp.split(x, groups, 3), jnp.split(kernel[0, 0], groups, 1))
+        y = jnp.concatenate([_product(*pair) for pair in pairs], 3)
     else:
         y = _convolution(x, kernel, tuple(strides), padding, tuple(dilation_rate))
     return y if bias is None else y + keras.ops.convert_to_tensor(bias)
