@@ -9,7 +9,7 @@ written when they are measured, and replace those of an earlier run of the same 
 `--continue` models that have all their rows are passed over. Peers: pip install -e ".[peers]".
 
 A model has up to 29 processes, of 0.3 to 0.7 GB each before it is trained. Estimated, on two quiet
-cores: 5 to 15 minutes for a model with all peers and 3 to 10 beside official code, most of it for
+cores: 5 to 20 minutes for a model with all peers and 3 to 10 beside official code, most of it for
 starting, `torch.compile` and XLA. Busy cores take several times that, and tell little.
 """
 
