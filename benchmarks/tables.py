@@ -13,7 +13,6 @@ from pathlib import Path
 
 def write(path: Path, rows: list[dict], text: str) -> None:
     """The rows as `path`, a .csv, and a text about them as the .md beside it."""
-    path.parent.mkdir(exist_ok=True)
     table = io.StringIO()
     writer = csv.DictWriter(table, rows[0], lineterminator="\n")
     writer.writeheader()
@@ -24,6 +23,7 @@ def write(path: Path, rows: list[dict], text: str) -> None:
 
 def replace(path: Path, text: str) -> None:
     """The text as a file, which is whole or, if this is interrupted, as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_text(text)
     os.replace(part, path)

@@ -15,6 +15,7 @@ from keras_convnets.benchmark import LIBRARIES, Library, Row, Settings, Table, c
 from keras_convnets.benchmark.contenders import OURS, contenders
 from keras_convnets.benchmark.libraries import Kimm
 from keras_convnets.benchmark.measure import _add_ratios
+from keras_convnets.benchmark.process import LeftOutError, Process
 from keras_convnets.benchmark.results import markdown
 
 BACKEND = keras.backend.backend()
@@ -102,6 +103,17 @@ def test_a_library_without_the_model_is_left_out(tiny):
     both = list(measure("lcnet_test", [tiny], settings, told.append))
     assert told == ["lcnet_test: left out: tiny: does not have it"]
     assert [[row.left_out for row in rows] for rows in both] == [["does not have it"]] * 2
+
+
+def test_a_child_that_was_killed_is_left_out(tiny):
+    """As the system does where memory is short, while a request waits to be read."""
+    (contender,) = contenders([tiny], Settings(threads=1))
+    process = Process(contender, "resnet_test", size=8, threads=1, limit=60)
+    process.child.kill()
+    process.child.wait()
+    with pytest.raises(LeftOutError, match="ended with status -9"):
+        process.ask({"run": True})
+    process.close()
 
 
 def test_a_missing_peer_is_named():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -107,6 +108,7 @@ class Process:
         """Ends the child; one that is gone already is no error."""
         self.child.kill()
         self.child.wait()
-        self.child.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # of a request that it did not read
+            self.child.stdin.close()
         self.child.stdout.close()
         self.errors.close()

@@ -40,17 +40,15 @@ class Timm:
         image of `size` pixels by `torch.utils.flop_counter`; all found without memory.
         """
         import torch
-        from torch.utils.flop_counter import FlopCounterMode
 
-        with torch.device("meta"), torch.no_grad():
+        # It has no products, but PyTorch takes it to pieces where there is no memory.
+        norm = mock.patch("torch.nn.functional.batch_norm", lambda x, *args, **kwargs: x)
+        with torch.device("meta"), torch.no_grad(), norm, _shapes_only() as counter:
             module = self.build(variant)
-            # It has no products, but the counter takes it to pieces, which takes most of the time.
-            norm = mock.patch("torch.nn.functional.batch_norm", lambda x, *args, **kwargs: x)
-            with norm, FlopCounterMode(display=False) as counter:
-                module(torch.empty(1, 3, size, size))
+            module(torch.empty(1, 3, size, size))
         shapes = {key: tuple(value.shape) for key, value in module.state_dict().items()}
         parameters = sum(p.numel() for p in module.parameters())
-        return shapes, parameters, counter.get_total_flops() // 2
+        return shapes, parameters, counter.flops // 2
 
     def run(
         self, variant: str, state: dict[str, np.ndarray], images: np.ndarray
@@ -150,6 +148,34 @@ class Torchvision(Timm):
         variant = checkpoint.partition(".")[0]
         transform = import_torchvision().models.get_model_weights(variant).DEFAULT.transforms()
         return transform(Image.fromarray(photograph)).permute(1, 2, 0).numpy()[None]
+
+
+# What a new model's weights are filled by, and activations in place.
+FILLS = ("copy_", "div_", "erfinv_", "fill_", "normal_", "sub_", "uniform_", "zero_")
+ACTIVATIONS = ("add_", "clamp_", "hardtanh_", "mul_", "relu_", "silu_")
+IN_PLACE = frozenset(f"aten::{name}" for name in (*FILLS, *ACTIVATIONS))
+
+
+def _shapes_only():
+    """A mode of PyTorch that counts `flops` by the formulas of `torch.utils.flop_counter`, without
+    its account of modules, and leaves out what changes values in place: without memory that takes
+    longer than making the model."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils.flop_counter import flop_registry
+
+    class ShapesOnly(TorchDispatchMode):
+        flops = 0
+
+        def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+            if operator.name().partition(".")[0] in IN_PLACE:
+                return args[0]
+            y = operator(*args, **(kwargs or {}))
+            formula = flop_registry.get(operator.overloadpacket)
+            if formula is not None:
+                self.flops += formula(*args, **(kwargs or {}), out_val=y)
+            return y
+
+    return ShapesOnly()
 
 
 _operators = []  # those that a library declares vanish with the object
