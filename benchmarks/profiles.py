@@ -3,9 +3,9 @@
     python -m benchmarks.profiles [MODEL...] [--task TASK] [--batch N] [--out FOLDER]
 
 Writes `results/profiles.md`, or `profiles_training.md` for `--task training`. Forward ours are
-fused (`graph.fuse`): on TensorFlow its graphs, with and without XLA, on JAX compiled. timm's is
-PyTorch, channels-last. Two threads, 224x224, a process for each. The profilers add some time of
-their own to each operator; the last line is what a call takes without them.
+fused (`graph.fuse`): on TensorFlow its graphs, with and without XLA, on JAX compiled. timm's, where
+it has the model, is PyTorch, channels-last. Two threads, 224x224, a process for each. The profilers
+add some time of their own to each operator; the last line is what a call takes without them.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from benchmarks import tables
 from benchmarks.child import answer_of
 from keras_convnets.benchmark import runners
 from keras_convnets.benchmark.settings import FUSED
+from keras_convnets.testing.reference import import_timm
 
 MODELS = ("efficientnet_b0", "mobilenetv3_large_100", "mobilenetv2_100", "resnet50")
 SIZE = 224
@@ -59,7 +60,10 @@ def main() -> int:
     parser.add_argument("--child", choices=COLUMNS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        print(json.dumps(measure(options.child, options.models[0], options.batch[0], options.task)))
+        name, column = options.models[0], options.child
+        lacks = column == "timm" and not import_timm().is_model(name)
+        found = None if lacks else measure(column, name, options.batch[0], options.task)
+        print(json.dumps(found))
         return 0
     command = "python -m benchmarks.profiles" + " --task training" * (options.task == "training")
     lines = [
@@ -77,14 +81,14 @@ def main() -> int:
                 for column in COLUMNS
                 if options.task == "forward" or column != "tensorflow_xla"
             }
-            lines += table(model, batch, found)
+            lines += table(model, batch, {column: m for column, m in found.items() if m})
             print("\n".join(lines[-len(KINDS) - 6 :]), flush=True)
     tables.replace(options.out / FILES[options.task], "\n".join([*lines, ""]))
     return 0
 
 
-def in_child(column: str, model: str, batch: int, task: str) -> dict:
-    """What `measure` finds in a process of its own."""
+def in_child(column: str, model: str, batch: int, task: str) -> dict | None:
+    """What `measure` finds in a process of its own; of timm `None` where it lacks the model."""
     arguments = [model, "--batch", str(batch), "--task", task, "--child", column]
     backend = COLUMNS[column][0]
     return json.loads(answer_of("profiles", *arguments, backend=backend, OMP_NUM_THREADS="2"))
@@ -147,8 +151,6 @@ def ours(name, column, task):
 
 def in_timm(name):
     import torch
-
-    from keras_convnets.testing.reference import import_timm
 
     torch.set_num_threads(2)
     torch.manual_seed(0)
