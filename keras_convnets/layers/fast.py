@@ -25,8 +25,9 @@ else:
 @keras.saving.register_keras_serializable("keras_convnets")
 class Conv2D(Direct, keras.layers.Conv2D):
     """`keras.layers.Conv2D`, with the same arguments, weights and outputs; on PyTorch one call on a
-    view of the input, under XLA on a CPU a product if the kernel is one pixel, and on JAX there
-    grouped ones group by group, and the kernel's gradient as products: see `ops._native_jax`."""
+    view of the input; on a CPU, on TensorFlow and JAX, in groups one group after the other, and
+    under XLA a product if the kernel is one pixel; on JAX the kernel's gradient as products: see
+    `ops._native_jax`."""
 
     def call(self, inputs):
         outputs = self.native_call(inputs, self.kernel)

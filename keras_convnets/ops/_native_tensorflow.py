@@ -1,6 +1,6 @@
 """Batch normalisation on TensorFlow by its fused kernel, a third of the time of Keras' operations,
-convolutions that pad by themselves, and those of one pixel as products, under XLA on a CPU (see
-`_native_jax`).
+convolutions that pad by themselves, and on a CPU those in groups, which Keras leaves to XLA, and
+under XLA those of one pixel as products (see `_native_jax`).
 
 Where something is not covered the functions say so, and Keras' own code is to be called.
 """
@@ -16,19 +16,62 @@ from keras_convnets.ops._depthwise_tensorflow import platform
 
 # cuDNN has allowed none smaller.
 LEAST_EPSILON = 1e-5
+# Of a group: with fewer, several groups at once, of so many channels together, are faster, though
+# most of their kernel is zero.
+LEAST_CHANNELS, CHANNELS_TOGETHER = 16, 32
 
 
 def conv2d(x, kernel, bias, strides, padding, dilation_rate, groups):
-    """A product and its bias; `None` for larger and grouped kernels, and but under XLA on a CPU."""
-    if kernel.shape[:2] != (1, 1) or groups > 1 or isinstance(x, keras.KerasTensor):
+    """A convolution in groups, or under XLA one of one pixel, and its bias; `None` for others, and
+    but on a CPU."""
+    on = platform()
+    as_product = on == "tensorflow_xla_cpu" and kernel.shape[:2] == (1, 1)
+    if isinstance(x, keras.KerasTensor) or on == "tensorflow_accelerator":
         return None
-    if platform() != "tensorflow_xla_cpu":
+    if groups == 1 and not as_product:
         return None
     kernel = keras.ops.convert_to_tensor(kernel)
+    if as_product:
+        convolution = functools.partial(_product, strides=strides)
+    else:
+        convolution = functools.partial(
+            keras.ops.conv,
+            strides=strides,
+            padding=padding,
+            data_format="channels_last",
+            dilation_rate=dilation_rate,
+        )
+    if groups == 1:
+        y = convolution(x, kernel)
+    else:
+        # The gradient of a kernel takes XLA up to a hundred times as long as these together.
+        kernel, groups = _side_by_side(kernel, groups)
+        pairs = zip(tf.split(x, groups, 3), tf.split(kernel, groups, 3))
+        y = tf.concat([convolution(*pair) for pair in pairs], 3)
+    return y if bias is None else y + keras.ops.convert_to_tensor(bias)
+
+
+def _product(x, kernel, strides):
     x = x[:, :: strides[0], :: strides[1]]
     sizes = [size or tf.shape(x)[axis] for axis, size in enumerate(x.shape)]
-    y = tf.reshape(tf.reshape(x, (-1, sizes[-1])) @ kernel[0, 0], (*sizes[:-1], kernel.shape[3]))
-    return y if bias is None else y + keras.ops.convert_to_tensor(bias)
+    return tf.reshape(tf.reshape(x, (-1, sizes[-1])) @ kernel[0, 0], (*sizes[:-1], kernel.shape[3]))
+
+
+def _side_by_side(kernel, groups):
+    """A kernel with those of small groups as one, with zeros elsewhere, and how many groups it has
+    now."""
+    height, width, channels, filters = kernel.shape
+    if channels >= LEAST_CHANNELS:
+        return kernel, groups
+    together = max(
+        count
+        for count in range(1, groups + 1)
+        if groups % count == 0 and count * channels <= CHANNELS_TOGETHER
+    )
+    kernel = tf.reshape(kernel, (height, width, 1, channels, groups // together, together, -1))
+    diagonal = tf.eye(together, dtype=kernel.dtype)[:, None, None, :, None]
+    kernel = tf.reshape(kernel * diagonal, (height, width, together * channels, filters))
+    return kernel, groups // together
 
 
 def padded_conv2d(x, kernel, bias, strides, zeros, dilation_rate):
