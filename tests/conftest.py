@@ -65,10 +65,6 @@ def _once(describe):
 inspect.signature = _once(inspect.signature)
 inspect.getfullargspec = _once(inspect.getfullargspec)
 
-from keras.src.utils import naming  # noqa: E402  (with the settings from above)
-
-naming.to_snake_case = functools.cache(naming.to_snake_case)
-
 
 @pytest.fixture(autouse=True)
 def _same_draws(request):

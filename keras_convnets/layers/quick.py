@@ -15,10 +15,7 @@ import keras
 import numpy as np
 
 # Of these nothing is tracked, and Keras keeps them as they are.
-PLAIN = frozenset(
-    {bool, int, float, str, type(None), FunctionType}
-    | {inspect.Signature, keras.DTypePolicy, keras.InputSpec}
-)
+PLAIN = frozenset({bool, int, float, str, type(None)})
 ON_TORCH = keras.backend.backend() == "torch"
 # Flax keeps account of attributes of its own; Keras settles at its import whether they are Flax's.
 IS_QUICK = not (keras.backend.backend() == "jax" and keras.config.is_nnx_enabled())

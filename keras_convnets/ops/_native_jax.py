@@ -15,6 +15,7 @@ import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
 from keras_convnets.ops._geometry import zeros_around
+from keras_convnets.ops._groups import side_by_side
 
 MOST_TAPS = 64
 MOST_PRODUCTS = 16  # for the groups of a kernel of one pixel, as each has to be compiled
@@ -67,29 +68,13 @@ def _of_groups(convolution, x, kernel, *geometry):
 def _in_turn(convolution, x, kernel, *geometry):
     """One group after the other."""
     height, width, channels, filters = kernel.shape
-    groups = x.shape[3] // channels
-    together = max(
-        count
-        for count in range(1, groups + 1)
-        if groups % count == 0 and (count == 1 or count * channels <= LEAST_CHANNELS)
-    )
-    kernel = _side_by_side(kernel, groups, together)
-    groups, channels = groups // together, channels * together
+    kernel, groups = side_by_side(kernel, x.shape[3] // channels, LEAST_CHANNELS)
+    channels = x.shape[3] // groups
     maps = jnp.moveaxis(x.reshape(*x.shape[:3], groups, channels), 3, 0)
     kernels = kernel.reshape(height, width, channels, groups, filters // groups)
     pairs = maps, jnp.moveaxis(kernels, 3, 0)
     y = jnp.moveaxis(jax.lax.map(lambda pair: convolution(*pair, *geometry), pairs), 0, 3)
     return y.reshape(*y.shape[:3], filters)
-
-
-def _side_by_side(kernel, groups, together):
-    """Kernels of as many groups as one, with zeros elsewhere."""
-    if together == 1:
-        return kernel
-    height, width, channels, filters = kernel.shape
-    kernel = kernel.reshape(height, width, 1, channels, groups // together, together, -1)
-    diagonal = jnp.eye(together, dtype=kernel.dtype)[:, None, None, :, None]
-    return (kernel * diagonal).reshape(height, width, together * channels, filters)
 
 
 def _plain(x, kernel, strides, padding, dilation_rate):

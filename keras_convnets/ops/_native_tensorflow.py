@@ -13,6 +13,7 @@ import tensorflow as tf
 from tensorflow.python.util import _pywrap_util_port
 
 from keras_convnets.ops._depthwise_tensorflow import platform
+from keras_convnets.ops._groups import side_by_side
 
 # cuDNN has allowed none smaller.
 LEAST_EPSILON = 1e-5
@@ -44,8 +45,10 @@ def conv2d(x, kernel, bias, strides, padding, dilation_rate, groups):
     if groups == 1:
         y = convolution(x, kernel)
     else:
-        # The gradient of a kernel takes XLA up to a hundred times as long as these together.
-        kernel, groups = _side_by_side(kernel, groups)
+        # Of a kernel of more pixels than one, XLA takes over twenty times as long for the gradient.
+        channels = kernel.shape[2]
+        most = channels if channels >= LEAST_CHANNELS else CHANNELS_TOGETHER
+        kernel, groups = side_by_side(kernel, groups, most)
         pairs = zip(tf.split(x, groups, 3), tf.split(kernel, groups, 3))
         y = tf.concat([convolution(*pair) for pair in pairs], 3)
     return y if bias is None else y + keras.ops.convert_to_tensor(bias)
@@ -55,23 +58,6 @@ def _product(x, kernel, strides):
     x = x[:, :: strides[0], :: strides[1]]
     sizes = [size or tf.shape(x)[axis] for axis, size in enumerate(x.shape)]
     return tf.reshape(tf.reshape(x, (-1, sizes[-1])) @ kernel[0, 0], (*sizes[:-1], kernel.shape[3]))
-
-
-def _side_by_side(kernel, groups):
-    """A kernel with those of small groups as one, with zeros elsewhere, and how many groups it has
-    now."""
-    height, width, channels, filters = kernel.shape
-    if channels >= LEAST_CHANNELS:
-        return kernel, groups
-    together = max(
-        count
-        for count in range(1, groups + 1)
-        if groups % count == 0 and count * channels <= CHANNELS_TOGETHER
-    )
-    kernel = tf.reshape(kernel, (height, width, 1, channels, groups // together, together, -1))
-    diagonal = tf.eye(together, dtype=kernel.dtype)[:, None, None, :, None]
-    kernel = tf.reshape(kernel * diagonal, (height, width, together * channels, filters))
-    return kernel, groups // together
 
 
 def padded_conv2d(x, kernel, bias, strides, zeros, dilation_rate):

@@ -146,6 +146,27 @@ def test_pointwise_convolution_of_any_size_under_xla(strides):
     assert operation.type == "MatMul"
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="JAX is always compiled, PyTorch not")
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_grouped_convolution_under_xla(kernel_size):
+    import tensorflow as tf
+
+    x = normal(2, 9, 8, 12)
+    layer = Conv2D(6, kernel_size, 2, "same", activation="tanh", groups=3)
+    found = []
+    for one in two_of(layer, x.shape):
+
+        @tf.function(jit_compile=True)
+        def run(x, one=one):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = one(x)
+            return y, *tape.gradient(y, [x, *one.trainable_variables])
+
+        found.append(run(tf.constant(x)))
+    assert_equal(*found, f"kernel {kernel_size}")
+
+
 @pytest.mark.parametrize("padding", ["same", "valid"])
 @pytest.mark.parametrize("window", [3, 2, (1, 5), (4, 3)])
 def test_average_around_each_pixel(window, padding):
